@@ -53,9 +53,7 @@ _SPENT = ("seconds_compute", "seconds_data", "seconds_other")
 
 @dataclass(frozen=True)
 class Measured:
-    """What the record of a run says. `steps`: of each worker [rows, 2], how many steps and the seconds of them all,
-    exchanges left out.
-    """
+    """What the record says. `steps`: of each worker [rows, 2], how many steps and their seconds without exchanges."""
 
     tau: int
     steps: list[np.ndarray]
@@ -91,9 +89,7 @@ class Calibration:
 
 
 def read(run: Path, s: Settings) -> Measured:
-    """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not
-    enough.
-    """
+    """What the record of the run in this directory, with these settings, says. Raises UsageError for too little."""
     summary = summary_of(run)
     if s.launcher["name"] not in ("local", "distributed"):
         raise UsageError(
@@ -166,9 +162,7 @@ def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
 
 
 def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
-    """The settings with which a simulation takes the time that the run took; `measured_exchange`: called where the
-    record does not tell.
-    """
+    """Settings with which a simulation takes as long as the run; `measured_exchange`: if the record does not tell."""
     p = len(m.steps)
     means = [float(of[:, 1].sum() / of[:, 0].sum()) for of in m.steps]
     mean = math.fsum(means) / p
@@ -192,9 +186,7 @@ def _steps(rows: list[Row]) -> np.ndarray:
 
 
 def _equally_likely(steps: np.ndarray) -> list[float]:
-    """Seconds of a step as `_VALUES` equally likely ones: the means of as many equal shares of all steps, sorted by
-    length.
-    """
+    """Seconds of a step as `_VALUES` equally likely ones: means of as many equal shares of all steps by length."""
     steps = steps[np.argsort(steps[:, 1] / steps[:, 0])]
     # Lorenz's curve: seconds of the shortest steps, as many as there are
     upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])

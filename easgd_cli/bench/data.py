@@ -120,9 +120,7 @@ def _by(sides: tuple[int, ...]) -> str:
 
 
 class _OneByOne:
-    """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at
-    a time.
-    """
+    """The set as torchvision keeps it: an array for each image, made a picture and transformed one at a time."""
 
     def __init__(self, images: Images):
         self._transform = vision.torchvision().transforms.Compose(_seen(images, images.input_shape[1:]))

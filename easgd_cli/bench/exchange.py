@@ -42,9 +42,7 @@ _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the
 
 
 def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """The rule and the exchange of `method`, whose name is `algo`, at three sizes, in GB/s by EASGD's streams; the
-    worker on `device`.
-    """
+    """Rule and exchange of `method`, called `algo`, at three sizes, in GB/s by EASGD's streams; worker on `device`."""
     torch.set_num_threads(1)
     for net, size in _SIZES.items():
         name = f"{algo}, {net}"
@@ -193,9 +191,7 @@ def _against_copy(
 def _served(
     method: Method, size: int, device: torch.device, center: torch.device, masters: int = 1
 ) -> Iterator[SharedWorkerEnd]:
-    """A session of a worker on `device` with masters in processes of their own, whose vectors lie on the device
-    `center`.
-    """
+    """A session of a worker on `device` with masters, processes whose vectors lie on the device `center`."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         link = Link.new(0, method, size, torch.float32, masters=masters)

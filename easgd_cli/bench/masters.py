@@ -53,9 +53,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of each window, with so many masters: of an exchange of one worker `alone`, and of one of each at once;
-    beside them gloo's.
-    """
+    """Seconds of each window: of an exchange of one worker `alone`, and of one of each at once; beside them gloo's."""
 
     layout: Layout
     masters: int

@@ -45,9 +45,7 @@ class Gloos:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one host: seconds of a word there and back, of a vector up and down, of an exchange, and of one of each of two
-    sessions at once.
-    """
+    """Of one host: seconds of a word there and back, a vector up and down, an exchange, and of two sessions at once."""
 
     name: str
     size: int
@@ -260,9 +258,7 @@ def _rated(work: Callable[[], object]) -> float:
 
 
 def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
-    """Seconds in which each makes one exchange, all at once. `exchanges`: make so many, one after another. Raises what
-    they raise, once all have ended.
-    """
+    """Seconds in which each makes one exchange, all at once; `exchanges` make so many. Raises what they raise."""
     made = list(exchanges)
     with ThreadPoolExecutor(len(made)) as pool:
         began = time.perf_counter()

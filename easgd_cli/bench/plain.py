@@ -1,6 +1,4 @@
-"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches, doing what
-the run is asked for.
-"""
+"""The peer of every step benchmark: a hand-written PyTorch loop on the same net, data and batches."""
 
 from __future__ import annotations
 

@@ -73,9 +73,7 @@ def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tupl
 
 
 def _little_to_test(images: Dataset | None) -> Dataset | None:
-    """The same training images with a few test images: a run that is only timed need not be measured on all of
-    ImageNet's at its end.
-    """
+    """The same training images with a few test images: a run that is only timed need not be measured on many."""
     if isinstance(images, Images):
         return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
     if isinstance(images, StoredImages):

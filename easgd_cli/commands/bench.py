@@ -1,6 +1,4 @@
-"""`easgd bench`: what computing, loading data and communicating cost on this hardware, each beside its
-floor or peer.
-"""
+"""`easgd bench`: what computing, data and communication cost on this hardware, each beside its floor or peer."""
 
 from __future__ import annotations
 
@@ -87,9 +85,7 @@ class _Asked:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured
-    fails.
-    """
+    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run fails."""
     if not argv or "-h" in argv or "--help" in argv:
         print(help_text(_HELP), end="")
         return 0

@@ -153,9 +153,7 @@ def options(group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | None]) -> Settings:
-    """The dataclasses, every interpolation resolved. Raises UsageError for values that are missing or do
-    not resolve.
-    """
+    """The dataclasses, interpolations resolved. Raises UsageError for values that are missing or do not resolve."""
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as e:
@@ -222,9 +220,7 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
-    """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that
-    misleads.
-    """
+    """Refuses `model.name=` and the like where the maker takes no name: it would be a label that misleads."""
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
         if group == "dataset" and key == "target":
@@ -239,9 +235,7 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
 
 
 def _store(group: str, target: str) -> None:
-    """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
-    UsageError.
-    """
+    """Makes `module:callable` an option of `group`, its parameters being the settings. Raises UsageError."""
     node, unused = own_option.of(group, target)
     if unused:
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]

@@ -127,9 +127,7 @@ def _headline(path: Path) -> str:
 
 
 def of_today(saved: Any) -> Any:
-    """A run's configuration, where a classification's settings stand among the problem's, as before there were tasks,
-    by today's names.
-    """
+    """A run's configuration by today's names: before there were tasks, `problem` had a classification's settings."""
     problem = saved.get("problem") if isinstance(saved, dict) else None
     if not isinstance(problem, dict) or "task" in saved:
         return saved

@@ -1,6 +1,4 @@
-"""A run that goes on from its last checkpoint: what may change, and whether anything is left to do. Of the command line
-and from Python.
-"""
+"""A run that goes on from its last checkpoint: what may change, and whether anything is left. Also from Python."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def run(
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had
-    other rates.
-    """
+    """Raises UsageError for another length where the schedule follows it: steps taken would have had other rates."""
     [(unit, many)] = schema.length(now).items()
     if schema.length(now) != schema.length(before) and build.follows_the_length(now):
         [(old_unit, old)] = schema.length(before).items()

@@ -1,6 +1,4 @@
-"""`easgd train --help`, made from the comments in config.py and the files in configs/, so that it cannot fall behind
-them.
-"""
+"""`easgd train --help`, made from the comments in schema.py and the files in configs/, so that it is never behind."""
 
 from __future__ import annotations
 

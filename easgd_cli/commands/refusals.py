@@ -97,9 +97,7 @@ def chosen_with_a_slash(written: str, group: str) -> str:
 
 
 def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[str]) -> None:
-    """Raises UsageError where a value stands in the place of a section: untyped ones, which is what a plugin's are, let
-    it.
-    """
+    """Raises UsageError where a value stands in a section's place: untyped ones, such as a plugin's, let it."""
     for group in (group for group in choices if group.startswith("hydra/")):
         node = OmegaConf.select(cfg, group.replace("/", "."))
         if node is not None and not isinstance(node, DictConfig):

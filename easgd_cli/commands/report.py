@@ -79,9 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write(words: Sequence[str]) -> Path:
-    """Writes the report that these words ask for, prints nothing, and returns the path of its page. Raises
-    UsageError.
-    """
+    """Writes the report that these words ask for, silently, and returns the path of its page. Raises UsageError."""
     with redirect_stdout(io.StringIO()):
         return _make(_asked(words))
 
@@ -155,7 +153,7 @@ def _make(asked: _Asked) -> Path:
         )
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
     # before anything is printed, of which perhaps only the beginning is read
-    written = _write(out, title, c, said, tables, told, asked.x, rows, asked.grid)
+    written = _write(out, title, c, said, tables, told, asked, rows)
     if asked.json is not None:
         content = json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n"
         output.put(asked.json, lambda path: path.write_text(content, encoding="utf-8"))
@@ -218,9 +216,7 @@ def _level(text: str, value: str) -> float:
 
 
 def _show(t: ResultTable) -> None:
-    """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings
-    take several lines.
-    """
+    """A line a row, on a narrow terminal run over and no cell broken; there headings take several lines."""
     from rich.table import Table as Drawn
     from rich.text import Text
 
@@ -242,23 +238,16 @@ def _show(t: ResultTable) -> None:
 
 
 def _write(
-    out: Path,
-    title: str,
-    c: Comparison,
-    said: list[str],
-    tables: list[ResultTable],
-    notes: list[str],
-    x: str,
+    out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], asked: _Asked,
     rows: list[str],
-    pair: list[str],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.reports import curves, figures, grid, page
 
-    written, on_page = [], {}
+    written, on_page, x = [], {}, asked.x
     with picture.style():
-        of_pair = {"grid": grid.figure(c, pair, x)} if pair else {}
+        of_pair = {"grid": grid.figure(c, asked.grid, x)} if asked.grid else {}
         for name, figure in (of_pair | figures.figures(c, x, rows)).items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
@@ -273,9 +262,7 @@ def _write(
 
 
 def _remove_earlier(out: Path, name: str) -> None:
-    """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not,
-    which is somebody's own.
-    """
+    """Removes a figure of an earlier report that this one does not draw; what its page has not is somebody's own."""
     from easgd_cli.record import reader
     from easgd_cli.reports import page
 

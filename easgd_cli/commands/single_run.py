@@ -32,9 +32,7 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
 
 
 def checked(settings: Settings) -> tuple[Outline, Launcher]:
-    """What can be made before data and model are loaded, all that can be said by then having been said. Raises
-    UsageError.
-    """
+    """What can be made, and refused, before data and model are loaded. Raises UsageError."""
     schema.check(settings)
     groups.read(settings)
     given, made = faults.read(settings), build.outline(settings)
@@ -183,9 +181,7 @@ def go_on(
 
 
 def program(name: str) -> str:
-    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the
-    path, in full.
-    """
+    """How the user can call `name`: by its name, or in full where easgd's environment is not on the path."""
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 

@@ -99,20 +99,15 @@ def _text(table: Table) -> str:
     rows = [list(line) for line in zip(*([""] * (deep - len(h)) + h for h in headings), strict=True)]
     rows += [[_cell(row[n], table.columns[n]) for n in kept] for row in table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
-    return "\n".join(
-        [
-            table.title,
-            *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows),
-            "",
-        ]
-    )
+    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join([table.title, *lines, ""])
 
 
 def _cell(value: Cell, column: str) -> str:
     if value is None:
         return "-"
-    if isinstance(value, float):
-        return (
-            "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
-        )
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "diverges"
+    return f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"

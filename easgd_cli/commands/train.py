@@ -27,6 +27,7 @@ from easgd_cli.commands import (
     completion,
     compose,
     configs,
+    going_on,
     hydra_job,
     join,
     plan,
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (status := _gone_on(asked, overrides, command)) is not None:
         return status
-    if (anew := overrides.get(resume.NEW_RECORD)) is not None and anew.value() is not False:
+    if (anew := overrides.get(going_on.NEW_RECORD)) is not None and anew.value() is not False:
         raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
@@ -139,9 +140,7 @@ def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | Non
 
 
 def _followed(started: World, path: Path) -> int:
-    """Takes part in the run that goes on; of one that does not, since it has ended, nobody says where it is. Raises
-    UsageError and RunError.
-    """
+    """Takes part in the run that goes on, unless it has ended: then nobody listens. Raises UsageError and RunError."""
     try:
         return join.follow(started)
     except RunError:

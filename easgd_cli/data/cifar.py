@@ -1,6 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, read without letting them call
-anything.
-"""
+"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, which may call nothing when read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, packed with gzip, as LeCun published
-them.
-"""
+"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, gzipped, as LeCun published them."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ _SIDE = 28
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked, under
-    its names.
-    """
+    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked."""
 
     dataset: str  # the option
     title: str

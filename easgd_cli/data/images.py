@@ -162,9 +162,7 @@ class Images(ImageSet):
 
     @cached_property
     def _windows(self) -> Any:
-        """Views [N, C, row, column, height, width] of every patch of every training image: numpy's on the CPU, else
-        torch's.
-        """
+        """Views [N, C, row, column, height, width] of all patches of all training images: on the CPU numpy's."""
         _, height, width = self.input_shape
         if self.train.device.type == "cpu":
             return sliding_window_view(self.train.numpy(), (height, width), axis=(2, 3))
@@ -184,9 +182,7 @@ class Images(ImageSet):
 
 
 def _patches(windows: Tensor, i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
-    """Patches [B, C, height, width] of the images `i` [B]; `draws` [B] count the corners row by row, each twice with
-    `flip`.
-    """
+    """Patches [B, C, height, width] of images `i` [B]; `draws` [B] count corners by rows, twice each with `flip`."""
     corners = draws // 2 if flip else draws
     patches = windows[i, :, corners // columns, corners % columns]
     return torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches) if flip else patches

@@ -108,9 +108,7 @@ class Mapped:
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0])
 
     def share(self) -> _Shared:
-        """The same with its large arrays in anonymous shared memory. Raises UsageError where it cannot be sent to
-        another process, and MemoryError.
-        """
+        """The same with large arrays in shared memory. Raises UsageError where it cannot be sent, and MemoryError."""
         try:
             sent = packing.pack((self.train, self.test, self.collate))
         except (pickle.PicklingError, TypeError, AttributeError) as e:

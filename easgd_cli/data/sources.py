@@ -80,9 +80,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy, the system's, serves
-    all processes.
-    """
+    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy for all processes."""
 
     directory: str
     shards: tuple[str, ...]

@@ -95,9 +95,7 @@ class StoredImages(ImageSet):
         return replace(self, device=device)
 
     def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Batch:
-        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape] on `device`, and
-        their labels [B].
-        """
+        """The training images `indices` [B], cropped and mirrored at random, [B, *input_shape], and labels [B]."""
         return self.begin(indices, generator, dtype)()
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
@@ -122,9 +120,7 @@ class StoredImages(ImageSet):
         dtype: torch.dtype = torch.float32,
         indices: Tensor | None = None,
     ) -> Iterator[Batch]:
-        """Center patches of at most `size` images at a time and their labels, on `device`; the next are decoded
-        meanwhile.
-        """
+        """Center patches, at most `size` at a time, and their labels, on `device`; the next are decoded meanwhile."""
         chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]
         wanted = torch.arange(self.count(split)) if indices is None else indices
         places = wanted if chosen is None else chosen[wanted]

@@ -84,9 +84,7 @@ def _mapped(files: list[Path]) -> MappedFile | None:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the byte that is
-    only to be told.
-    """
+    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the last byte."""
 
     file: MappedFile
     cuts: Mapping[Split, tuple[int, int]]

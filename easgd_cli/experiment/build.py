@@ -186,9 +186,7 @@ class Experiment:
         return self.size * self.dtype.itemsize if wire is None else wire.nbytes(self.size)
 
     def parts_on(self, device: torch.device) -> Parts:
-        """The parts of the one process of a simulated run, which are these where it computes on the CPU. Raises
-        UsageError.
-        """
+        """The parts of a simulated run's one process: these, where it computes on the CPU. Raises UsageError."""
         if device.type == "cpu":
             return self.parts
         minimised = self.recipe.problem(device)
@@ -229,7 +227,5 @@ def experiment(of: Outline, workers: int | None = None, masters: int = 0) -> Exp
     check_slices(s, rules, start.numel())
     computing = workers_here(s) if workers is None else min(workers, s.workers)
     here = Part(computing, devices[:computing].count("cpu"), serves=workers is None, masters=masters)
-    memory = check_memory(
-        s, parts.method, parts.average, start, given, here=here, in_processes=launched_in_processes(s)
-    )
+    memory = check_memory(s, parts.method, parts.average, start, given, here=here)
     return Experiment(recipe, parts, start, memory, () if given is None else doubts_of(s, given))

@@ -81,9 +81,7 @@ def check_slices(s: Settings, rules: Method, size: int) -> None:
 
 
 def refuse_unused(s: Settings, asked: set[str]) -> None:
-    """Refuses what a problem does not ask for, instead of warning: a data set would bring its learning rate and length
-    with it.
-    """
+    """Refuses what a problem does not ask for: a data set would bring its learning rate and length with it."""
     name = s.problem["name"]
     for group, wanted in (("dataset", {*DATA, "model"}), ("model", {"model"})):
         spec = getattr(s, group)
@@ -99,11 +97,8 @@ def refuse_unused(s: Settings, asked: set[str]) -> None:
             raise UsageError(
                 f"problem={name} {key}={getattr(s, key)}: this problem makes its gradients itself; leave out {key}=."
             )
-    for key, given in (
-        ("init", s.init),
-        ("init_prefix", s.init_prefix),
-        ("init_without", listed(s.init_without) if s.init_without else None),
-    ):
+    without = listed(s.init_without) if s.init_without else None
+    for key, given in (("init", s.init), ("init_prefix", s.init_prefix), ("init_without", without)):
         if given is not None and "model" not in asked:
             raise UsageError(
                 f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "

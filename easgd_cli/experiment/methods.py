@@ -1,11 +1,7 @@
-"""From settings to a method with its local step, a schedule and an average, which are offered the paper's symbols by
-name.
-"""
+"""From settings to a method with its local step, a schedule and an average, offered the paper's symbols by name."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
@@ -60,18 +56,15 @@ def method(s: Settings) -> Method:
     from easgd_cli.algorithms import slices
     from easgd_cli.algorithms.base import Method, check_method
 
-    if (
-        s.alpha is not None
-        and s.beta is not None
-        and not {"alpha", "beta"} <= _required(signature(locate("algo", s.algo["target"])))
-    ):
+    parameters = signature(locate("algo", s.algo["target"]))
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= required:
         raise UsageError(
             f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
             "the other."
         )
     step = local_step(s)
     offered = symbols(s) | {"seed": s.seed} | ({} if step is None else {"local": step})
-    parameters = signature(locate("algo", s.algo["target"]))
     if "alpha" in parameters and parameters["alpha"].default is None:  # it has its own way from beta to alpha
         offered |= {"alpha": s.alpha, "beta": 0.9 if s.beta is None else s.beta}
     try:
@@ -91,10 +84,6 @@ def method(s: Settings) -> Method:
     if (why := slices.refusal(made, s.masters, s.fragments)) is not None:
         raise UsageError(f"algo={s.algo['name']} {why}")
     return made
-
-
-def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
-    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
 def on_vectors_of(problem: Problem, rules: Method, s: Settings) -> Method:
@@ -137,9 +126,7 @@ OFFERED_TO_SCHEDULES = ("steps", "warmup")
 
 
 def schedule(s: Settings, steps: int | None) -> Schedule:
-    """eta as a function of the worker's clock in a run of `steps` local steps of each worker, None: of unknown length.
-    Raises UsageError.
-    """
+    """eta by the worker's clock in a run of `steps` local steps of each, None: not known. Raises UsageError."""
     from easgd_cli.algorithms.schedule import Warmup
 
     if steps is None and follows_the_length(s):
@@ -154,9 +141,7 @@ def schedule(s: Settings, steps: int | None) -> Schedule:
 
 
 def follows_the_length(s: Settings) -> bool:
-    """Whether the schedule asks how many steps the run has, so that another length is another run from its first step
-    on. Raises UsageError.
-    """
+    """Whether the schedule asks how many steps the run has: another length is another run. Raises UsageError."""
     return "steps" in signature(locate("schedule", s.schedule["target"]))
 
 

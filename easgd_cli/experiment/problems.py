@@ -1,6 +1,4 @@
-"""From settings to data, a task, a net and the problem that they make: a problem is offered data and net by name, a net
-the shape of the data.
-"""
+"""From settings to data, task, net and problem: a problem is offered data and net by name, a net the data's shape."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ if TYPE_CHECKING:
 
 
 def data(s: Settings) -> Dataset:
-    """The data set, images normalised as `dataset.mean` and `dataset.std` say, with `dataset.validation` samples held
-    out of training. Raises UsageError.
-    """
+    """The data set, normalised and held out of as `dataset.mean`, `.std` and `.validation` say. Raises UsageError."""
     from easgd_cli.data.given import as_dataset
     from easgd_cli.data.images import Images
     from easgd_cli.data.mapped import Mapped
@@ -113,9 +109,7 @@ def task(s: Settings, data: Dataset) -> Task:
 
 
 def loss_arguments(maker: Callable[..., Any]) -> list[str]:
-    """The names under which a function of the user's takes outputs and targets, where it is a loss itself; none where
-    it makes one.
-    """
+    """The names under which a user's loss function takes outputs and targets; none where it makes a loss."""
     if not inspect.isfunction(maker):
         return []
     first = list(signature(maker).values())[:2]
@@ -155,23 +149,9 @@ def model(s: Settings, data: Dataset | None, checked: bool = True, trained_for: 
 # What a problem may ask for by name (see `problem`). Data, task and net are made only for one that does; `images` is
 # the older name of `data`.
 OFFERED_TO_PROBLEMS = (
-    "seed",
-    "workers",
-    "batch_size",
-    "accumulate",
-    "replicas",
-    "dither",
-    "l2",
-    "groups",
-    "device",
-    "precision",
-    "compile",
-    "data",
-    "images",
-    "task",
-    "model",
-    "train_images",
-)
+    "seed", "workers", "batch_size", "accumulate", "replicas", "dither", "l2", "groups", "device", "precision",
+    "compile", "data", "images", "task", "model", "train_images",
+)  # fmt: skip
 
 
 def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
@@ -193,9 +173,7 @@ def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:
 
 
 def declared_metrics(s: Settings) -> Metrics:
-    """What the problem declares that it measures, known before it is made; the data are loaded where they say it.
-    Raises UsageError.
-    """
+    """What the problem declares that it measures; data are loaded where they say it. Raises UsageError."""
     from easgd_cli.problems.classification import metrics_of
 
     if "task" not in asked_by_problem(s):
@@ -214,9 +192,7 @@ DATA = {"data", "images"}  # of which a problem that uses data asks for one
 
 
 def asks_for_data(s: Settings, asked: set[str]) -> bool:
-    """Whether the problem, which has `asked` for so much, is given a data set, or its net the shape of one. Raises
-    UsageError.
-    """
+    """Whether the problem, which has `asked` for so much, or its net is given a data set. Raises UsageError."""
     shaped = (
         "model" in asked
         and s.model["target"]

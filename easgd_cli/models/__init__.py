@@ -127,9 +127,7 @@ def image_shape(input_shape: Any, model: str) -> tuple[int, int, int]:
 
 
 def initialise(net: nn.Module, bias: float = 0.0) -> None:
-    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time, which prints only the biases: 0, or 0.1
-    on ImageNet.
-    """
+    """Weights uniform in +-1/sqrt(fan_in), Torch's default of the paper's time; biases as printed: 0, or 0.1."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             bound = layer.weight[0].numel() ** -0.5

@@ -1,6 +1,4 @@
-"""A net of linear layers, for inputs of any shape: their numbers in a row, hidden layers with ReLU and dropout, and one
-output a class or number.
-"""
+"""A net of linear layers for inputs of any shape, hidden ones with ReLU and dropout, one output a class or number."""
 
 from __future__ import annotations
 

@@ -42,14 +42,10 @@ class Problem(Protocol):
         """Makes the batch of that worker's local step `t`."""
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Gradient [d] at `x` [d] of the loaded batch's loss + (l2/2)||x||^2; valid until the next call. `x` is only
-        read.
-        """
+        """Gradient [d] at `x` [d], only read, of the loaded batch's loss + (l2/2)||x||^2; valid until the next call."""
 
     def evaluate(self, x: Tensor) -> dict[str, float]:
-        """Figures of merit of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there
-        is to tell.
-        """
+        """Figures of `x` [d], by name: train_loss, the objective without the l2 term, and whatever else there is."""
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
         """What is saved of `x` [d]: plain CPU tensors by name."""
@@ -77,9 +73,7 @@ _TAKEN = ("seconds", "step", "exchanges", "party", SECONDS_TO_BEST.name)  # what
 
 
 def check_problem(problem: Any, name: str, workers: int) -> dict[str, float]:
-    """Takes one gradient, measures once, and returns the figures. Raises UsageError when something is not as `Problem`
-    says.
-    """
+    """Takes one gradient, measures once, returns the figures. Raises UsageError for what is not as `Problem` says."""
     said = f"problem={name}"
     missing = [member for member in _MEMBERS if not hasattr(problem, member)]
     if missing:
@@ -133,11 +127,8 @@ def _check_gradient(said: str, problem: Any, x: Tensor) -> None:
 
 def _check_metrics(said: str, problem: Any) -> None:
     metrics = getattr(problem, "metrics", ())
-    if (
-        not isinstance(metrics, list | tuple)
-        or not all(isinstance(m, Metric) for m in metrics)
-        or sum(m.primary for m in metrics) > 1
-    ):
+    are_metrics = isinstance(metrics, list | tuple) and all(isinstance(m, Metric) for m in metrics)
+    if not are_metrics or sum(m.primary for m in metrics) > 1:
         raise UsageError(
             f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, "
             "at most one of them primary."

@@ -1,6 +1,4 @@
-"""Batch norm's running statistics, which training gathers and evaluation normalises by: means and variances of each
-layer's channels.
-"""
+"""Batch norm's running statistics, gathered in training and used in evaluation: means and variances of channels."""
 
 from __future__ import annotations
 
@@ -31,18 +29,14 @@ class RunningStatistics:
             setattr(layer, name, view.view(buffer.shape))
 
     def take(self, r: Tensor) -> None:
-        """Makes them `r` [size], gathered elsewhere: by how many batches is not known here, so the layers' counts are
-        0.
-        """
+        """Makes them `r` [size], gathered elsewhere over an unknown number of batches: the layers' counts are 0."""
         self.vector.copy_(r)
         for layer in self.layers:
             if layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.zero_()
 
     def estimate(self, pass_over: Callable[[], None]) -> None:
-        """Resets them and takes the plain average over the batches of one pass: the net is in evaluation, its batch
-        norms in training.
-        """
+        """Makes them the plain average over the batches of a pass: the net evaluates, its batch norms train."""
         momenta = [layer.momentum for layer in self.layers]
         for layer in self.layers:
             layer.reset_running_stats()

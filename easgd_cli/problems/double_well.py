@@ -48,7 +48,5 @@ class DoubleWell(NoisyFunction):
         torch.mul(x, x, out=out).sub_(1).mul_(x)
 
     def position(self, x: Tensor) -> dict[str, float]:
-        """The distance to the nearest minimum, and its well: the mean sign of the coordinates, 1 for all in the wells
-        at +1.
-        """
+        """The distance to the nearest minimum, and the mean sign of the coordinates: 1 for all in the wells at +1."""
         return {"distance_to_optimum": float((x.abs() - 1).norm()), "well": float(x.sign().mean())}

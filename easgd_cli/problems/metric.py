@@ -1,6 +1,4 @@
-"""What a task measures of a vector, and how that is spoken of. Everything above the problems knows metrics by this
-alone.
-"""
+"""What a task measures of a vector, and how that is spoken of. Above the problems metrics are known by this alone."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ SECONDS_TO_BEST = Metric(
 
 
 class Metrics:
-    """Those that a task declares, and train_loss, which every problem measures. What is measured beside them is called
-    by its name.
-    """
+    """Those that a task declares, and train_loss, which every problem measures. Others are called by their name."""
 
     def __init__(self, declared: Iterable[Metric]):
         self.declared = tuple(declared)
@@ -127,11 +123,9 @@ class Metrics:
 
     def together_with(self, other: Metrics) -> Metrics:
         """Those of both."""
-        return (
-            Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
-            if other.declared != self.declared
-            else self
-        )
+        if other.declared == self.declared:
+            return self
+        return Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
 
     def errors(self, measured: Iterable[str]) -> list[Metric]:
         """The declared ones that were measured and are no losses, in their order."""

@@ -171,9 +171,7 @@ class NetProblem:
         return [p for p in self._model.parameters() if p.requires_grad]
 
     def backward(self) -> None:
-        """Adds the gradient of the loaded batches' mean loss, dropout on and without the l2 term, to those of the net's
-        parameters, where these are.
-        """
+        """Adds the gradient of the loaded batches' mean loss, with dropout, without l2, to those of the parameters."""
         if not self._model.training:
             self._model.train()
         use_tf32(self.device, self._tf32)
@@ -218,9 +216,7 @@ class NetProblem:
         return torch.stack(counts).sum(0)
 
     def state_dict(self, x: Tensor) -> dict[str, Tensor]:
-        """What `model.load_state_dict` takes: `x` [size] and the buffers, batch norm's as in `evaluate`; plain CPU
-        tensors.
-        """
+        """What `model.load_state_dict` takes: `x` [size] and buffers, batch norm's as in `evaluate`; CPU tensors."""
         if self._running.layers:
             self._prepare(x)
         return self.flat.state_dict(self._parameters(x))
@@ -313,9 +309,7 @@ def _whole_batches(indices: Tensor) -> Tensor:
 
 
 def _default_generator(device: torch.device) -> torch.Generator:
-    """The generator that layers such as dropout draw from on `device`. Seeding it directly costs a microsecond,
-    torch.manual_seed 70.
-    """
+    """The generator that dropout draws from on `device`. Seeding it takes 1 microsecond, torch.manual_seed 70."""
     if device.type == "cpu":
         return torch.default_generator
     there = torch.get_device_module(device)

@@ -1,6 +1,4 @@
-"""What known functions of a few numbers have in common: gradients with Gaussian noise, starting points, what is
-measured.
-"""
+"""What known functions of a few numbers share: gradients with Gaussian noise, starting points, what is measured."""
 
 from __future__ import annotations
 
@@ -61,9 +59,8 @@ class NoisyFunction(ABC):
                 f"workers={workers}."
             )
         self._start = point("problem.start", start, dimension)
-        self._starts = (
-            None if starts is None else [point(f"problem.starts[{i}]", own, dimension) for i, own in enumerate(starts)]
-        )
+        own = [point(f"problem.starts[{i}]", given, dimension) for i, given in enumerate(starts or ())]
+        self._starts = None if starts is None else own
         self._noise, self._seed, self._l2, self._device = noise, seed, l2, device
         self._generator = torch.Generator()
         self._xi = torch.zeros(dimension, dtype=torch.float64, device=device)

@@ -11,9 +11,7 @@ from torch import nn
 
 
 def use_tf32(device: torch.device, tf32: bool) -> None:
-    """On CUDA: whether products of float32 are rounded to tf32 from here on. Torch's own default is mixed: yes in
-    convolutions, no in matrices.
-    """
+    """On CUDA: whether float32 products are rounded to tf32 from here on; torch's own default is mixed."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
@@ -24,9 +22,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 def compiled(net: nn.Module) -> Callable[..., torch.Tensor]:
-    """`net` by torch.compile, which compiles in this process alone: helpers of its would outlive a worker and leave
-    semaphores behind.
-    """
+    """`net` by torch.compile, in this process alone: its helpers would outlive a worker and leave semaphores behind."""
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1

@@ -19,9 +19,7 @@ from easgd_cli.data.nest import leaves, mapped
 
 @dataclass(frozen=True)
 class Replicas:
-    """`count` copies of each sample; `dither`: standard deviation of what is added to each number of what the net
-    sees.
-    """
+    """`count` copies of each sample; `dither`: standard deviation of the noise on each number that the net sees."""
 
     count: int = 1
     dither: float = 0.0

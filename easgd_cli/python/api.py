@@ -1,6 +1,4 @@
-"""Runs from Python: `train`, `load`, `report`, `stop`. The settings, checks, launchers and directories are those of the
-command line; docs/python.md has it all.
-"""
+"""Runs from Python: `train`, `load`, `report`, `stop`, with the command line's settings, checks and directories."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ def train(
 
 
 def load(directory: str | Path) -> Run:
-    """The run in a directory, also one that runs still, was interrupted or failed; its code is not imported. Raises
-    UsageError where there is none.
-    """
+    """The run in a directory, however it stands; its code is not imported. Raises UsageError where there is none."""
     path = Path(directory)
     if not path.is_dir() or reader.config_of(path) is None:
         raise UsageError(f"{path}: holds no config.yaml, so this is not the directory of a run.")
@@ -103,9 +99,7 @@ def report(runs: Run | str | Path | Iterable[Run | str | Path], out: str | Path 
 
 
 def stop() -> bool:
-    """Ends the run that trains in another thread of this process as Ctrl-C would, with a checkpoint; returns whether
-    there was one.
-    """
+    """Ends the run of another thread of this process as Ctrl-C would, with a checkpoint; returns whether one was."""
     return signals.interrupt()
 
 

@@ -66,9 +66,7 @@ class BestValues:
         self._seconds[worker] = {part: seconds[f"seconds_{part}"] for part in PARTS}
 
     def stats(self) -> dict[str, Any]:
-        """The last evaluation of the center (and of its average), when it was, and the mean over the workers not lost
-        of the seconds of their step loops.
-        """
+        """The last evaluation of center and average, when it was, and where workers' seconds went, their mean."""
         count = len(self._seconds)
         seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in PARTS}
         return {

@@ -62,9 +62,7 @@ def nowhere() -> Screen:
 
 
 def say(what: str | Text | Callable[[], object]) -> None:
-    """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so
-    does all that follows.
-    """
+    """Prints a line, or calls what prints, on standard output; nowhere once nobody reads that any more."""
     try:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)

@@ -69,9 +69,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
 
 
 def hparams(s: Settings, rules: Method) -> dict[str, Value]:
-    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
-    its method does not use.
-    """
+    """The settings that result and speed may depend on, for the HParams page; None for symbols not used."""
     exchanges = not rules.alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}

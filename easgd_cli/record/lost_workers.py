@@ -1,6 +1,4 @@
-"""Workers that were lost: summary.json has `lost`, those of the last start, and `lost_before`, those that came back
-when the run was resumed.
-"""
+"""Lost workers in summary.json: `lost` in the last start, `lost_before` those that came back when it was resumed."""
 
 from __future__ import annotations
 

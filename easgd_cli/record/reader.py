@@ -128,9 +128,7 @@ def json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def metrics_of(run: Path) -> Metrics:
-    """What the run's problem declares that it measures; what classification does in directories of before. Raises
-    BadFile.
-    """
+    """What the run's problem declares that it measures; without a word classification's metrics. Raises BadFile."""
     try:
         return declared(summary_of(run))
     except (TypeError, ValueError) as e:
@@ -151,9 +149,7 @@ def result_of(summary: Mapping[str, Any]) -> str | None:
 
 
 def status_of(run: Path) -> str | None:
-    """How the run ended: running, completed, diverged, interrupted or failed; None where nothing says so. Raises
-    BadFile.
-    """
+    """How the run ended: running, completed, diverged, interrupted or failed; None: not said. Raises BadFile."""
     return summary_of(run).get("status")
 
 

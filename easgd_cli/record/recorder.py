@@ -1,6 +1,4 @@
-"""The recorder: one row at a time into metrics.jsonl and TensorBoard's file, the order of exchanges into
-exchanges.bin.
-"""
+"""The recorder: a row at a time into metrics.jsonl and TensorBoard's file, exchanges' order into exchanges.bin."""
 
 from __future__ import annotations
 
@@ -105,9 +103,7 @@ class Recorder:
         self._replace(rows, exchanges)
 
     def _taken_back(self, rows: Iterable[Row], exchanges: int) -> tuple[list[Row], Held]:
-        """These rows as they are recorded, and what the first `exchanges` exchanges are. Raises RunError where there
-        are fewer.
-        """
+        """These rows as recorded, and what the first `exchanges` exchanges are. Raises RunError where some lack."""
         order, there = self._dir / "exchanges.bin", b""
         with _told(order, "read"):
             if exchanges:
@@ -131,9 +127,7 @@ class Recorder:
         self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
-        """Records a row and returns it as recorded: with the best value so far, and when it was, where it is of the
-        center.
-        """
+        """Records a row and returns it as recorded: one of the center with the best value so far, and when it was."""
         row = self._best.take(row)
         self._metrics.add(_line(row))
         self._events.row(row)

@@ -10,9 +10,7 @@ NAME = ".reserve"
 
 
 class Reserve:
-    """A hidden file of `size` bytes that says nothing. Where there is no room for it, or a file system cannot set room
-    aside, there is none.
-    """
+    """A hidden file of `size` bytes that says nothing; none where there is no room, or none can be set aside."""
 
     def __init__(self, run_dir: Path, size: int):
         self._path = run_dir / NAME

@@ -75,9 +75,7 @@ def sources(
 
 
 def check_order(run: Path) -> None:
-    """Refuses an exchanges.bin that does not hold what the newest checkpoint says; without one nobody knows. Raises
-    UsageError.
-    """
+    """Refuses an exchanges.bin that does not hold what the newest checkpoint says, if any. Raises UsageError."""
     path = run / "exchanges.bin"
     try:
         newest = reader.newest_checkpoint(run, [])
@@ -99,9 +97,7 @@ def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: 
 
 
 def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of: Entries) -> Iterator[str]:
-    """Puts the files of `found` in the run's directory, and new ones where there are none; says so of these. Raises
-    RunError.
-    """
+    """Puts the files of `found` in the run's directory; says where a new one is begun. Raises RunError."""
     try:
         for name, source in found.items():
             path, kept = run / name, run / "checkpoint" / name

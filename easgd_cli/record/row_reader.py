@@ -72,17 +72,13 @@ def _next(path: Path, file: Any, number: int) -> bytes:
 
 
 class NewRows:
-    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left
-    out.
-    """
+    """The rows that a metrics.jsonl gains, which may come later or be replaced. Lines that are no rows are left out."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._at = path, 0, 0
 
     def take(self) -> tuple[list[Row], bool]:
-        """The rows since the last call, or the first of them where they are very many, and whether they begin another
-        file.
-        """
+        """The rows since the last call, of very many the first, and whether they begin another file."""
         try:
             with open_file(self._path) as f:
                 file = os.fstat(f.fileno()).st_ino

@@ -25,9 +25,7 @@ _KINDS = {
 
 
 class BadFile(UsageError):
-    """A file of a run that cannot be used: `path`, the `line` from 1 (None: the file as a whole), and `fact`, all of it
-    in words.
-    """
+    """A file of a run that cannot be used: `path`, the `line` from 1 or None, and `fact`, all of it in words."""
 
     def __init__(self, path: Path, wrong: str, line: int | None = None):
         self.path, self.line = path, line

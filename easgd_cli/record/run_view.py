@@ -29,9 +29,7 @@ _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its
 
 
 class RunView:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is
-    measured of the center.
-    """
+    """The view of a run that `steps` of each worker or `minutes` end; `metrics`: what is measured of the center."""
 
     def __init__(
         self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None
@@ -185,9 +183,7 @@ class RunView:
 
 
 def _evaluation(row: Row, metrics: Metrics) -> str:
-    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is,
-    by its name.
-    """
+    """Loss and declared metrics of an evaluation; where none was measured, what there is, by its name."""
     names = measured(row)
     shown = (
         [TRAIN_LOSS, *metrics.errors(names)]

@@ -98,9 +98,7 @@ def job_line(title: str, status: str, said: str) -> Text:
 
 
 def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
-    """What a sweep's table shows of the centers: the primary metric, its best and the other errors; of runs without one
-    their loss and what they declare.
-    """
+    """What a sweep's table shows of centers: primary metric, best, other errors; else loss and what is declared."""
     columns: dict[str, Metric] = {}
     for metrics, center in measured:
         judged = metrics.primary is not None and metrics.primary.name in center
@@ -117,9 +115,7 @@ def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]
 
 
 def _measured(center: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
-    """What the last evaluation says, a label and a value each: the declared metrics, losses in a line, then the rest
-    under its own name.
-    """
+    """What the last evaluation says, label and value: declared metrics, losses in a line, the rest by name."""
     errors = metrics.errors(center) if center or metrics.primary is None else [metrics.primary]
     lines = [
         (m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors
@@ -168,9 +164,7 @@ def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
 
 
 def _until(summary: dict[str, Any]) -> str:
-    """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is
-    kept.
-    """
+    """Whether the run reached its level: its record then ends with that evaluation, of the average if kept."""
     asked = _level(summary)
     if asked is None:
         return "-"

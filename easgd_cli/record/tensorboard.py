@@ -171,9 +171,7 @@ class _EventFile:
 
 
 def started_at(directory: Path) -> float | None:
-    """When training second 0 of the run in `directory` was, in Unix seconds, as its event files are named; None without
-    any.
-    """
+    """When training second 0 of the run in `directory` was, in Unix seconds, by its event files' names; None: none."""
     return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
 
 

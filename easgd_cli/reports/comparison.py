@@ -29,9 +29,7 @@ _LEVELS = 3  # how many are chosen where none are asked for
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`:
-    all, None where not finite.
-    """
+    """Of `n` finite values among `of`: mean, sample deviation (None of one), range. `values`: None where not finite."""
 
     mean: float
     std: float | None
@@ -114,9 +112,7 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless
-        every counted run reached it.
-        """
+        """Seconds of the baseline to the level over those of `c`, of one task and clock; None unless all reached it."""
         if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
         base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
@@ -179,9 +175,7 @@ def _is_used(uses: frozenset[str] | None, key: str) -> bool:
 
 
 def _uses(run: Run) -> frozenset[str] | None:
-    """Which symbols the run's method and schedule use. A run of before does not say so; then it is known of this
-    package's own only.
-    """
+    """The symbols that method and schedule use. An old run does not say so; of this package's own it is known."""
     if run.symbols is not None:
         return frozenset(run.symbols)
     named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]

@@ -1,6 +1,4 @@
-"""The curves of a comparison: as numbers, which the page draws itself, and as a figure in the paper's form (pp. 6-8,
-24-29).
-"""
+"""The curves of a comparison: numbers, which the page draws, and a figure like the paper's (pp. 6-8, 24-29)."""
 
 from __future__ import annotations
 

@@ -40,9 +40,7 @@ def _diverged(those: Sequence[Configuration]) -> list[str]:
 
 
 def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which ended with the best value, of all and of each method, among those whose every run has ended,
-    with a number.
-    """
+    """Which ended best, of all and of each method, among those whose every run has ended with a number."""
     names = (c.metric.name, c.metric.name.removeprefix("test_"))
     if any(of.setting(f"until.{name}") is not None for of in those for name in names):
         return []  # they ended where they were told to
@@ -71,9 +69,7 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and
-    another reached.
-    """
+    """How much sooner more workers are than the fewest, all else equal, at the lowest level that both reached."""
     if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]
@@ -127,9 +123,7 @@ def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str], sign: int = 1) -> list[str]:
-    """The one with the lowest mean times `sign`, or all that share it, and those that are not told apart from it;
-    nothing where there is nothing to choose.
-    """
+    """The one with the lowest mean times `sign`, or all that share it, and those not told apart from it."""
     if len(those) < 2:
         return []
     _, s = min(those, key=lambda one: sign * one[1].mean)
@@ -187,9 +181,7 @@ def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spr
 
 
 def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
-    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings,
-    and the others, which are numbers.
-    """
+    """Groups of the same method and other names, if several and not too many; these settings; the other settings."""
     named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
     groups = _groups(those, named)
     return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]

@@ -1,6 +1,4 @@
-"""Who is first where: of every pair of values of two settings the configuration that comes to a level first, and how
-far the next one of another kind is behind.
-"""
+"""Who is first to a level at each pair of values of two settings, and how far the next of another kind is behind."""
 
 from __future__ import annotations
 

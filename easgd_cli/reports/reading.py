@@ -108,9 +108,7 @@ class Run:
 
 
 def find(words: Sequence[str]) -> list[Path]:
-    """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises
-    UsageError.
-    """
+    """The runs that these paths name: runs, directories with runs somewhere below, patterns. Raises UsageError."""
     found: dict[Path, Path] = {}  # by where they really are, so that none counts twice
     for word in words:
         path = Path(word)
@@ -155,9 +153,7 @@ def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def unfinished(words: Sequence[str]) -> Iterator[str]:
-    """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a
-    directory.
-    """
+    """A sentence for each sweep among these paths with jobs to go, and each job that failed without a directory."""
     for root in map(Path, words):
         jobs, command = _sweep(root)
         counts = Counter(job["status"] for job in jobs.values())
@@ -178,9 +174,7 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
 
 
 def _unattended(path: Path, status: str) -> str:
-    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it
-    has one.
-    """
+    """How a job stands that nobody looks after any more: as its own directory says, where it has one."""
     if status not in ("queued", "running"):
         return status
     said: str | None = None
@@ -258,9 +252,7 @@ def read(path: Path) -> Run:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; the length as the one of steps, epochs and
-    minutes that counts.
-    """
+    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; of the lengths the one that counts."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("faults", "groups") and isinstance(value, list):
@@ -309,9 +301,7 @@ def _last(workers: Sequence[Row]) -> list[Row]:
 
 
 def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
-    """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over
-    the workers' points else.
-    """
+    """Updates of the center by others between two exchanges of a worker, the mean over exchanges or workers' points."""
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
     found = [row["staleness"] for row in workers if row.get("staleness") is not None]

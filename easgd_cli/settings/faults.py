@@ -179,9 +179,7 @@ def _of_variable(name: str, entry: Mapping[str, Any]) -> Fault:
 def check_parties(
     faults: Sequence[Fault], processes: bool, has_master: bool, launcher: str, algo: str, mortal: Sequence[str] = ()
 ) -> None:
-    """Refuses faults of a master, evaluator or variable that the run has not; `mortal`: the variables that can be lost.
-    Raises UsageError.
-    """
+    """Refuses faults of parties that the run has not; `mortal`: variables that can be lost. Raises UsageError."""
     for i, fault in enumerate(faults):
         if fault.variable is not None and fault.variable not in mortal:
             raise UsageError(

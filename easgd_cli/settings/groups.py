@@ -17,9 +17,7 @@ _EXAMPLE = """'groups=[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'"""
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """The parameters whose name fits the pattern `match`: their own l2, a factor for eta, and the local step's
-    weight_decay of their own; None: as all others.
-    """
+    """Parameters whose names fit `match`: their l2, factor for eta, and weight_decay; None: as all others."""
 
     match: str
     l2: float | None = None

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def quote(text: str) -> str:
-    """`text` in single quotes, as Hydra's grammar wants them: runs of backslashes before a quote or at the end are
-    doubled.
-    """
+    """`text` in single quotes as Hydra's grammar wants them: backslashes before a quote or at the end are doubled."""
     return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 

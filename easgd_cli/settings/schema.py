@@ -329,9 +329,7 @@ def levels(s: Settings) -> dict[str, float]:
 
 
 def total_steps(s: Settings, train_images: int | None) -> int | None:
-    """Local steps of each worker, or None when minutes end the run. Raises UsageError for passes over images where
-    there are none.
-    """
+    """Local steps of each worker, None: minutes end the run. Raises UsageError for passes over no data."""
     if s.minutes is not None:
         return None
     if s.epochs is not None:

@@ -135,9 +135,7 @@ _MOVED = {
 
 
 def locate(group: str, target: str) -> Callable[..., Any]:
-    """The callable `module:name`, from the working directory or an installed package, or what was handed over under
-    that name. Raises UsageError.
-    """
+    """The callable `module:name`, of the working directory or installed, or what was handed over. Raises UsageError."""
     if isinstance(target, Handed):
         return target.maker
     if isinstance(target, str) and target.startswith(HANDED):
@@ -249,14 +247,9 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
 
 
 _WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list: "a list",
-    tuple: "a list",
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list",
     dict: "a dictionary",
-}
+}  # fmt: skip
 
 
 def word(kind: Any) -> str:
@@ -274,9 +267,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _raised(e: BaseException) -> str:
-    """What a user's own code raised, and where: the last line that was run, or of a syntax error the line that cannot
-    be read.
-    """
+    """What a user's code raised, and where: the last line that was run, or the one that cannot be read."""
     if isinstance(e, SyntaxError) and e.filename is not None:
         return f"{type(e).__name__}: {e.msg} ({e.filename}, line {e.lineno})"
     frame = traceback.extract_tb(e.__traceback__)[-1]

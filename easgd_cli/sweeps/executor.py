@@ -1,6 +1,4 @@
-"""Who runs the jobs of a sweep: the interface, and easgd's own executor, each job a process in a slot of
-this machine.
-"""
+"""Who runs a sweep's jobs: the interface, and easgd's executor, each job a process in a slot of this machine."""
 
 from __future__ import annotations
 
@@ -108,9 +106,7 @@ class SlotExecutor:
 
 
 class JobServer:
-    """A slot's process, from which one job after another is forked (job_server.py). Killed, it takes its
-    job with it.
-    """
+    """A slot's process, from which one job after another is forked (job_server.py). Its death is its job's."""
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int] = ()):
         self.devices = devices

@@ -31,9 +31,7 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end. `post` queues a message, `flush` sends what the socket takes, by any thread; `receive` and `wait` return
-    what has arrived, to one.
-    """
+    """One end. `post` queues and `flush` sends, by any thread; `receive` and `wait` return what came, to one thread."""
 
     def __init__(self, sock: socket.socket):
         self._socket = sock
@@ -51,16 +49,11 @@ class Channel:
         return self._socket.fileno()
 
     def post(self, message: Mapping[str, Any], enclosed: SharedTensors | socket.socket | None = None) -> None:
-        """Queues a message, memory or a socket with it, which belongs to the message from now on: this end closes
-        it.
-        """
+        """Queues a message; memory or a socket with it belongs to it from now on: this end closes it."""
         if isinstance(enclosed, SharedTensors):
-            message = {
-                **message,
-                "layout": {
-                    n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in enclosed.layout.items()
-                },
-            }
+            layout = enclosed.layout.items()
+            told = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout}
+            message = {**message, "layout": told}
         elif enclosed is not None:
             message = {**message, "layout": "socket"}
         data = memoryview(json.dumps(message).encode() + b"\n")
@@ -69,9 +62,7 @@ class Channel:
             self._flush()
 
     def flush(self) -> bool:
-        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has
-        ended.
-        """
+        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed at the other side's end."""
         with self._sending:
             return self._flush()
 

@@ -47,9 +47,7 @@ def _checked(key: str, given: str, device: str) -> str:
 
 
 def visible_devices() -> list[str]:
-    """The CUDA devices that this process shows, by the names that CUDA_VISIBLE_DEVICES takes for them. CUDA is asked,
-    but not started.
-    """
+    """The CUDA devices that this process sees, as CUDA_VISIBLE_DEVICES names them. CUDA is asked, but not started."""
     count = torch.cuda.device_count()
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(count)] if given is None else [name.strip() for name in given.split(",")]
@@ -87,9 +85,7 @@ def check_compiler() -> None:
 
 
 def evaluator_threads(s: Settings) -> int:
-    """CPU threads of the evaluator: one share beside the workers'. Two threads that wait for each other on a busy core
-    crawl.
-    """
+    """CPU threads of the evaluator: one share beside the workers'. Two that share a busy core would crawl."""
     return max(1, cores() // (s.workers + 1))
 
 

@@ -14,9 +14,7 @@ from easgd_cli.system.interruption import undone_by
 
 @contextmanager
 def scratch_directory(parent: Path | None = None, prefix: str | None = None) -> Iterator[Path]:
-    """A new directory in `parent` (or where the system keeps such), removed at the end, also when a signal is it.
-    Raises OSError.
-    """
+    """A new directory in `parent` or the system's place, removed at the end, also by a signal. Raises OSError."""
     with (
         tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made,
         undone_by(lambda: shutil.rmtree(made, ignore_errors=True)),

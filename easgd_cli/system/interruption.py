@@ -38,9 +38,7 @@ def said(number: int) -> str:
 
 @contextmanager
 def ending_the_process() -> Iterator[None]:
-    """While it lasts, a signal of NUMBERS ends this process with a line and exit status 128 + its number, wherever it
-    is.
-    """
+    """While it lasts, a signal of NUMBERS ends this process with a line and exit status 128 + its number."""
 
     def end(number: int, _: FrameType | None) -> None:
         with suppress(Exception):  # the signal may have come in the middle of a write to the same stream
@@ -54,9 +52,7 @@ def ending_the_process() -> Iterator[None]:
 
 @contextmanager
 def stacks_shown(show: Callable[[], object] | None = None) -> Iterator[None]:
-    """While it lasts, SIGQUIT shows where this process is, and it goes on: `show` is called, or the stacks of all
-    threads go to stderr.
-    """
+    """While it lasts, SIGQUIT calls `show`, or shows the stacks of all threads on stderr, and nothing ends."""
     with _reacting({signal.SIGQUIT: lambda *_: show_stacks(2) if show is None else show()}):
         yield
 
@@ -105,9 +101,7 @@ def noted() -> Iterator[list[int]]:
 
 @contextmanager
 def raised() -> Iterator[list[int]]:
-    """While it lasts, signals of NUMBERS are a KeyboardInterrupt, which is what other programs wait for. Yields those
-    that have come.
-    """
+    """While it lasts, signals of NUMBERS are a KeyboardInterrupt, as other programs expect. Yields those that came."""
     came: list[int] = []
 
     def react(number: int, _: FrameType | None) -> None:
@@ -119,9 +113,7 @@ def raised() -> Iterator[list[int]]:
 
 
 def end_with(parent: int, number: signal.Signals) -> None:
-    """From here on this process is sent signal `number` when process `parent`, which has started it, ends. On Linux
-    only.
-    """
+    """From here on this process is sent `number` when its parent, process `parent`, ends. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it has ended before

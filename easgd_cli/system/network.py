@@ -60,9 +60,7 @@ def resolved(asked: str, host: str) -> str:
 
 
 def towards(asked: str, other: str) -> str:
-    """The IPv4 address of this machine at which one with the address `other` reaches it. Nothing is sent. Raises
-    UsageError.
-    """
+    """This machine's IPv4 address as the address `other` reaches it. Nothing is sent. Raises UsageError."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.connect((other, 9))
@@ -124,9 +122,7 @@ def _said(there: dict[str, str]) -> str:
 
 
 def secret(asked: str, address: str | None) -> bytes:
-    """What all machines of a run know; nothing is needed where nobody but this machine reaches `address`, None: one
-    that is not known yet. Raises UsageError.
-    """
+    """What all machines of a run know; not needed at a loopback `address`; None: not known yet. Raises UsageError."""
     found = os.environ.get(_SECRET, "").strip()
     if not found and (path := os.environ.get(_SECRET_FILE)):
         try:

@@ -8,6 +8,7 @@ multiprocessing (the descriptor is duplicated for the child) or over a Unix sock
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import tempfile
@@ -165,9 +166,7 @@ def give_back_freed_memory() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say. Asking for more may end in the OOM
-    killer.
-    """
+    """Bytes that can be had without swapping, beyond which the OOM killer may come; None: not known."""
     try:
         with open("/proc/meminfo") as f:
             free = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemAvailable"))
@@ -204,17 +203,11 @@ def _offsets(layout: Layout) -> tuple[dict[str, int], int]:
     at, offsets = 0, {}
     for name, (shape, dtype) in layout.items():
         offsets[name] = at
-        count = 1
-        for side in shape:
-            count *= side
-        at += -(-count * dtype.itemsize // _ALIGN) * _ALIGN
+        at += -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN
     return offsets, at
 
 
 def _view(memory: mmap.mmap, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    count = 1
-    for side in shape:
-        count *= side
-    if count == 0:
+    if (count := math.prod(shape)) == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=at).view(shape)

@@ -37,9 +37,7 @@ class _Patient(io.FileIO):
 
 
 def log_to(file: Path | int) -> TextIO:
-    """A log at the end of that file, made if need be, or through that descriptor; no write to it ever raises. Raises
-    OSError where it cannot be opened.
-    """
+    """A log at the end of that file or descriptor; no write to it raises. Raises OSError if it cannot be opened."""
     raw = _Patient(file, "a", closefd=not isinstance(file, int))
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 

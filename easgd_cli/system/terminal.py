@@ -30,17 +30,13 @@ def printable(text: str) -> str:
 
 
 def for_terminal(text: str, file: TextIO) -> str:
-    """`text` as it is to be written to `file`: every line printable. A word that is longer than a line, such as a path,
-    is not broken.
-    """
+    """`text` as it is to be written to `file`: every line printable, no word longer than a line broken."""
     text = "\n".join(map(printable, text.split("\n")))
     return "\n".join(_wrapped(line, 0) for line in text.split("\n")) if file.isatty() else text
 
 
 def with_command(text: str, command: str) -> str:
-    """What a command is for, and the command; on a terminal without room for both in a line of its own, unbroken, to be
-    copied.
-    """
+    """What a command is for, and the command; on a narrow terminal in a line of its own, unbroken, to be copied."""
     text, command = printable(text), printable(command)
     if not sys.stdout.isatty() or len(text) + 1 + len(command) <= _width():
         return f"{text} {command}"

@@ -119,9 +119,7 @@ def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
 
 
 def limit_variance(c2: ArrayLike, u: ArrayLike) -> Array:
-    """Variance of the center as t -> inf, in units of sigma^2 / (p h^2): the solution of the discrete Lyapunov
-    equation; inf where there is none.
-    """
+    """Variance of the center as t -> inf, in sigma^2 / (p h^2), by the discrete Lyapunov equation; inf: none."""
     c2, u = floats(c2, u)
     s = 4 - 2 * u - c2
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -61,18 +61,14 @@ def admm_round(p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
 
 
 def easgd_condition(eta: ArrayLike, alpha: ArrayLike) -> Truth:
-    """Whether every single map is stable: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the
-    round.
-    """
+    """Whether every map is stable: 0 <= eta <= 2, 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the round."""
     eta, alpha = floats(eta, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((eta >= 0) & (eta <= 2) & (alpha >= 0) & (alpha <= (4 - 2 * eta) / (4 - eta)))
 
 
 def norms(step: Array, start: Array, rounds: int) -> Array:
-    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]; inf once no double
-    holds it.
-    """
+    """2-norm of the state [n] after 0 .. `rounds` times `step` [n, n]: [rounds + 1]; inf once no double holds it."""
     found, state = np.empty(rounds + 1), start
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(rounds + 1):

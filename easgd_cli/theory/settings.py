@@ -1,6 +1,4 @@
-"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. Imports nothing
-heavy.
-"""
+"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. No heavy import."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ _LOOK = 50  # rounds between looks at that
 
 
 def study(s: DoubleWell) -> Study:
-    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and from 64
-    places near it.
-    """
+    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and 64 places near it."""
     offsets = [(0.0, 0.0, 0.0), *product((-1.0, -1 / 3, 1 / 3, 1.0), repeat=3)]
     starts = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) + s.near * torch.tensor(offsets, dtype=torch.float64)
     rows: list[tuple[Cell, ...]] = []

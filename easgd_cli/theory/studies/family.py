@@ -30,9 +30,7 @@ _NONE = 1e-6  # an alpha this close to 0 is 0
 
 @dataclass(frozen=True)
 class _Maps:
-    """Of one form over eta h and beta: the alpha of the least spectral radius and that radius; the alpha of the least
-    variance and the radius there.
-    """
+    """Of one form over eta h and beta: the alpha of the least radius, that; of the least variance, the radius there."""
 
     fastest: Array
     radius: Array
@@ -148,9 +146,7 @@ def _optimum(form: Form, s: Family, unit: float) -> tuple[Cell, ...]:
 
 
 def _simulated(s: Family, notes: list[str]) -> Table:
-    """The center's variance when it has settled, where the algorithms' own code can be asked: Jacobi and Gauss-Seidel
-    tie beta to p alpha.
-    """
+    """The settled variance of the center where the algorithms' code can be asked: two forms tie beta to p alpha."""
     asked: list[tuple[Form, float, float]] = [(JACOBI, s.beta / s.p, s.beta), (GAUSS_SEIDEL, s.beta / s.p, s.beta)]
     asked += [(PULL_THEN_STEP, alpha, s.beta) for alpha in s.alpha]
     rows: list[tuple[Cell, ...]] = []

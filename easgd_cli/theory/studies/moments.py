@@ -1,6 +1,4 @@
-"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm's
-own runs.
-"""
+"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm."""
 
 from __future__ import annotations
 

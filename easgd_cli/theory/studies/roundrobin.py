@@ -23,9 +23,7 @@ _CHECKED = 500  # rounds of the algorithm's own code beside the matrices
 
 
 def study(s: RoundRobin) -> Study:
-    """Radii at (eta, rho), the condition of EASGD on a grid over (eta, alpha), and the norm of both states over the
-    rounds.
-    """
+    """Radii at (eta, rho), EASGD's condition on a grid over (eta, alpha), and the norm of both states over time."""
     alpha = s.eta * s.rho if s.alpha is None else s.alpha
     easgd, admm = roundrobin.easgd_round(s.p, s.eta, alpha), roundrobin.admm_round(s.p, s.eta, s.rho)
     radii = {"EASGD": float(spectral_radius(easgd)), "ADMM": float(spectral_radius(admm))}
@@ -109,9 +107,7 @@ def _map(eta: Array, alpha: Array, radius: Array) -> Table:
 
 
 def _difference(s: RoundRobin, alpha: float, step: Array) -> float:
-    """Greatest difference between the algorithm's state and the matrix's after some rounds, relative to the state's
-    norm.
-    """
+    """Greatest difference of the algorithm's state and the matrix's after some rounds, relative to the norm."""
 
     def gradient(x: torch.Tensor, worker: int, t: int, out: torch.Tensor) -> None:
         out.copy_(x)

@@ -24,9 +24,7 @@ Cell = float | int | str | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under their columns' names; None where there is nothing to say, inf where something diverges. `_in_se`: in
-    standard errors.
-    """
+    """Rows under columns' names; None: nothing to say, inf: it diverges. `_in_se`: in standard errors."""
 
     name: str
     title: str
@@ -37,9 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Study:
-    """`tables` are printed and written, `grids` (the numbers behind the maps) only written; `findings` are
-    sentences.
-    """
+    """`tables` are printed and written, `grids`, the numbers behind the maps, only written; `findings`: sentences."""
 
     name: str
     settings: Any
