@@ -11,7 +11,7 @@ import functools
 import json
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -40,17 +40,16 @@ for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
 # Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-OmegaConf.register_new_resolver(
-    "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
-)
 
 
-def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
+def _named_by(prefix: str, overrides: Iterable[str], but: Iterable[str] = (), digits: int | None = None) -> str:
     """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
     left_out = set(but)
     given = [o for o in as_given(overrides) if o.partition("=")[0] not in left_out]
     return run_directory.named_by(given, prefix, digits)
 
+
+OmegaConf.register_new_resolver("named_by", _named_by, replace=True)
 
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from easgd_cli.data import nest
 from easgd_cli.data.conversion import as_tensor, sent
-from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets
 from easgd_cli.data.holding_out import held_out, held_out_of
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
@@ -114,19 +114,11 @@ class Arrays:
         return lambda: batch
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
         for part in (torch.arange(self.count(split)) if indices is None else indices).split(size):
             inputs, targets = self._batch(split, part, dtype)
             yield nest.mapped(lambda t: t.to(device), inputs), None if targets is None else targets.to(device)
-
-    def training_subset(self, n: int) -> Tensor:
-        return fixed_subset(self.count("train"), n)
 
     def _batch(self, split: Split, indices: Tensor, dtype: torch.dtype) -> Batch:
         labels = self.labels[split]

@@ -90,9 +90,6 @@ class Dataset(Protocol):
     ) -> Iterator[Batch]:
         """Batches of at most `size` on `device`, of a split or its samples `indices`; of images the center patches."""
 
-    def training_subset(self, n: int) -> Tensor:
-        """Indices, ascending, of at most `n` training samples: the same in every run, whatever its seed."""
-
 
 def fixed_subset(total: int, n: int) -> Tensor:
     """Indices, ascending, of at most `n` of `total` samples: the same in every run, whatever its seed."""

@@ -59,10 +59,6 @@ class Images(ImageSet):
         channels, rows, columns = self.train.shape[1:]
         return (channels, *(self.crop or (rows, columns)))
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors().values())
-
     def count(self, split: Split) -> int:
         """How many images a split has."""
         return len(self._tensors().get(f"{split}_labels", ()))
@@ -138,12 +134,7 @@ class Images(ImageSet):
         return lambda: batch
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Center patches of at most `size` images at a time and their labels, on `device`.
 

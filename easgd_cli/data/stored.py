@@ -67,10 +67,6 @@ class StoredImages(ImageSet):
         return (3, *self.crop)
 
     @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors().values())
-
-    @property
     def ahead(self) -> int:
         return 0 if self.loaders == 0 else self.most_ahead
 
@@ -113,12 +109,7 @@ class StoredImages(ImageSet):
         return self._begun("train", places, cuts, self.device, dtype)
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
         """Center patches, at most `size` at a time, and their labels, on `device`; the next are decoded meanwhile."""
         chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]

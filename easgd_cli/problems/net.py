@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easgd_cli.algorithms.groups import Part
-from easgd_cli.data.dataset import Batch, Dataset, Split
+from easgd_cli.data.dataset import Batch, Dataset, Split, fixed_subset
 from easgd_cli.data.nest import called, mapped
 from easgd_cli.problems.batch_norm import RunningStatistics
 from easgd_cli.problems.batches import Batches
@@ -81,11 +81,10 @@ class NetProblem:
         self._batches = Batches(data.count("train"), batch_size, seed)
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
-        self._subset = data.training_subset(train_images)
+        self._subset = fixed_subset(data.count("train"), train_images)
         self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
-        self._normalising = _whole_batches(
-            data.training_subset(train_images if batch_norm_images is None else batch_norm_images)
-        )
+        normalising = train_images if batch_norm_images is None else batch_norm_images
+        self._normalising = _whole_batches(fixed_subset(data.count("train"), normalising))
         if self._running.layers and not self.statistics and len(self._normalising) < 2:
             raise ValueError(
                 f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
