@@ -15,7 +15,7 @@ from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.recorder import Recorder
-from easgd_cli.record.tensorboard import Value
+from easgd_cli.record.tensorboard_pages import Value
 from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from easgd_cli.record.checksum import Held
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.reader import BadFile, Entries, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
-from easgd_cli.record.tensorboard import EventWriter, Value, started_at
+from easgd_cli.record.tensorboard import EventWriter, started_at
+from easgd_cli.record.tensorboard_pages import Value
 from easgd_cli.system.files import put
 
 _FLUSH_SECONDS = 0.2
@@ -35,13 +36,9 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        workers: int,
-        hparams: Mapping[str, Value],
-        texts: Mapping[str, str],
+        self, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str],
         facts: Mapping[str, Any],
-    ):
+    ):  # fmt: skip
         """Begins the record of a new run.
 
         `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start,
@@ -53,16 +50,9 @@ class Recorder:
 
     @classmethod
     def reopen(
-        cls,
-        run_dir: Path,
-        workers: int,
-        hparams: Mapping[str, Value],
-        texts: Mapping[str, str],
-        facts: Mapping[str, Any],
-        keep: Callable[[Row], bool],
-        exchanges: int,
-        checkpoint: str = "",
-    ) -> Recorder:
+        cls, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str],
+        facts: Mapping[str, Any], keep: Callable[[Row], bool], exchanges: int, checkpoint: str = "",
+    ) -> Recorder:  # fmt: skip
         """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
 
         `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds.
@@ -80,14 +70,9 @@ class Recorder:
         return recorder
 
     def _begin(
-        self,
-        run_dir: Path,
-        events: EventWriter,
-        facts: Mapping[str, Any],
-        rows: list[Row],
-        exchanges: int,
+        self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int,
         checkpoint: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._entries = Entries(variables=len(facts.get("variables", ())))
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}

@@ -56,11 +56,8 @@ def returns_of(path: Path, workers: int) -> list[tuple[int, int, int, int]]:
     which clock, and to which of several masters. Of rows that cannot be read there are none.
     """
     rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
-    return [
-        (row["exchanges"], row["returned"], row["returned_at"], row.get("master", 0))
-        for row in rows
-        if "returned" in row
-    ]
+    back = (row for row in rows if "returned" in row)
+    return [(row["exchanges"], row["returned"], row["returned_at"], row.get("master", 0)) for row in back]
 
 
 def _next(path: Path, file: Any, number: int) -> bytes:
