@@ -106,9 +106,8 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     center = Center(method.variables[CENTER], vectors.tensors, ledger=Ledger(noted, 1))
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
-    return _against_copy(
-        f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8
-    )
+    rule = partial(center.receive, blocks)
+    return _against_copy(f"the center's rule, {name}", rule, _RULE_STREAMS, size, windows, 0.8)
 
 
 def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int, masters: int = 1) -> Row:
@@ -122,15 +121,8 @@ def _exchange(method: Method, name: str, size: int, device: torch.device, window
 
         on = "" if device.type == "cpu" else f" with its center on {device},"
         on = on if masters == 1 else f" masters={masters},"
-        return _against_copy(
-            f"a whole exchange with its pull,{on} {name}",
-            exchange,
-            _RULE_STREAMS + _PULL_STREAMS,
-            size,
-            windows,
-            0.7 if masters == 1 else None,
-            device,
-        )
+        what, streams = f"a whole exchange with its pull,{on} {name}", _RULE_STREAMS + _PULL_STREAMS
+        return _against_copy(what, exchange, streams, size, windows, 0.7 if masters == 1 else None, device)
 
 
 def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
@@ -158,14 +150,9 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
 
 
 def _against_copy(
-    what: str,
-    work: Callable[[], None],
-    streams: int,
-    size: int,
-    windows: int,
-    target: float | None,
+    what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float | None,
     device: torch.device = _HOST,
-) -> Row:
+) -> Row:  # fmt: skip
     shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
     source, copied = (shared[name].to(device) for name in ("from", "to"))
     seconds, wait = 0.3 if size > 1_000_000 else 0.1, partial(torch.get_device_module(device).synchronize, device)

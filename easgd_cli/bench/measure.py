@@ -67,14 +67,9 @@ def rate(work: Callable[[], object], amount: float, least_seconds: float) -> flo
 
 
 def alternate(
-    what: str,
-    figure: Callable[[], float],
-    peer_name: str,
-    peer: Callable[[], float],
-    unit: str,
-    windows: int = 10,
+    what: str, figure: Callable[[], float], peer_name: str, peer: Callable[[], float], unit: str, windows: int = 10,
     target: float | None = None,
-) -> Row:
+) -> Row:  # fmt: skip
     """Measures `figure` and `peer` (rates) in turn, after one window of each that does not count."""
     figure()
     peer()

@@ -18,7 +18,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
-from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.metrics import PARTS, Row, worker_name
 from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.system.files import scratch_directory
@@ -87,4 +87,4 @@ def _rate(rows: list[Row], batch_size: int) -> float:
 
 
 def _loop(row: Row) -> float:
-    return float(sum(row[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")))
+    return float(sum(row[f"seconds_{part}"] for part in PARTS))

@@ -8,6 +8,7 @@ from easgd_cli.bench.measure import number
 from easgd_cli.bench.runs import recorded
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.record.metrics import PARTS
 from easgd_cli.settings.schema import Settings
 
 # By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data
@@ -76,7 +77,7 @@ def spent(s: Settings) -> Spent:
         tau=s.tau,
         batch_size=s.batch_size,
         steps=prepared.steps,
-        **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
+        **{part: seconds[part] for part in PARTS},
         samples_per_second=speed,
         paper=paper,
         paper_steps=papers_steps if paper is not None else None,

@@ -15,11 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
-from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import quote as quote
-
-GROUPS = (*schema.GROUPS, "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
 PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")

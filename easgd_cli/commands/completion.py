@@ -55,7 +55,7 @@ def _is_for_users(offered: str, words: Sequence[str]) -> bool:
     group, _, key = offered.removesuffix("=").rpartition(".")
     if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
         return False
-    if key != "name" or group not in arguments.GROUPS:
+    if key != "name" or group not in configs.GROUPS:
         return True
     chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{group}=")), "")
     return (configs.directory() / group / f"{chosen}.yaml").is_file() and "name" in configs.settings(group, chosen)

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from easgd_cli.commands import configs, names, own_option, refusals
-from easgd_cli.commands.arguments import GROUPS, ROOT
+from easgd_cli.commands.arguments import ROOT
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, schema, targets

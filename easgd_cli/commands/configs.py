@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from easgd_cli.settings.schema import GROUPS
+from easgd_cli.settings import schema
 from easgd_cli.settings.shipped import directory as directory
 
+GROUPS = (*schema.GROUPS, "experiment")  # whose options can be chosen
 _CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
-_ORDER = (*GROUPS, "experiment")
 
 
 def options(group: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ def defaults() -> dict[str, str | None]:
     chosen = {
         key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key
     }
-    return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
+    return dict(sorted(chosen.items(), key=lambda item: GROUPS.index(item[0])))
 
 
 def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:

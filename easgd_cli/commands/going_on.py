@@ -58,13 +58,9 @@ def changes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    path: Path,
-    settings: Settings,
-    before: Settings,
-    asked: Asked,
-    doubts: list[str],
+    path: Path, settings: Settings, before: Settings, asked: Asked, doubts: list[str],
     around: Callable[[Settings, Launcher], Launcher] = lambda _, launcher: launcher,
-) -> Outcome | str:
+) -> Outcome | str:  # fmt: skip
     """Goes on with the run in `path`, whose settings were those `before`, with these; a sentence where nothing is left
     to do. `around`: makes of the launcher that is named the one that is called. Raises UsageError and RunError.
     """

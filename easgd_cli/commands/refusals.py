@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from easgd_cli.commands import names, plugins
-from easgd_cli.commands.arguments import GROUPS
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings

@@ -94,15 +94,9 @@ def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
 
 
 def launch(
-    outline: Outline,
-    launcher: Launcher,
-    path: Path,
-    overrides: list[str],
-    command: str,
-    as_job: AsJob = _at_once,
-    alone: bool = False,
-    say: Callable[[str], object] = tell,
-) -> tuple[Outcome, Path]:
+    outline: Outline, launcher: Launcher, path: Path, overrides: list[str], command: str, as_job: AsJob = _at_once,
+    alone: bool = False, say: Callable[[str], object] = tell,
+) -> tuple[Outcome, Path]:  # fmt: skip
     """Prepares a new run, makes a directory for it, `path` or the next that is free, and runs it there, `as_job` of
     Hydra's or at once. Before, tau=auto is settled, and what was chosen said with `say`.
 

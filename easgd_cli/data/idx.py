@@ -73,15 +73,8 @@ def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
                 f"dataset={layout.dataset}: {files[name]} is not {layout.title}'s: it has the label "
                 f"{int(labels.max())}, and the last is {last}."
             )
-    return Images(
-        train[:, None],
-        train_labels.to(torch.int64),
-        test[:, None],
-        test_labels.to(torch.int64),
-        num_classes=len(layout.classes),
-        classes=layout.classes,
-        flip=layout.flip,
-    )
+    parts = train[:, None], train_labels.to(torch.int64), test[:, None], test_labels.to(torch.int64)
+    return Images(*parts, num_classes=len(layout.classes), classes=layout.classes, flip=layout.flip)
 
 
 def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str, Path]:

@@ -41,11 +41,8 @@ class Listed:
         begins = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + begin for part, begin in zip(parts, begins, strict=False)]
         labels = [part.labels for part in parts]
-        return cls(
-            bytearray().join(part.text for part in parts),
-            np.concatenate([nothing, *ends]),
-            np.concatenate([nothing, *labels]),
-        )
+        text = bytearray().join(part.text for part in parts)
+        return cls(text, np.concatenate([nothing, *ends]), np.concatenate([nothing, *labels]))
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -158,11 +158,8 @@ def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
     asked = told(planned, "comparing the originals with the files of the copy")
     decoding.load_formats()  # what had been left out is tried again
     with ThreadPoolExecutor(_ASKING) as pool:
-        return {
-            shard.name: found
-            for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True)
-            if found is not None
-        }
+        found = zip(asked, pool.map(Shard.described, planned), strict=True)
+        return {shard.name: described for shard, described in found if described is not None}
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,9 @@ class StoredImages(ImageSet):
                 yield last, [said for said in pool.map(tried, range(first, last)) if said is not None]
 
     def _begun(
-        self,
-        split: Split,
-        places: Tensor,
-        cuts: Sequence[Callable[..., None]],
-        device: torch.device,
+        self, split: Split, places: Tensor, cuts: Sequence[Callable[..., None]], device: torch.device,
         dtype: torch.dtype,
-    ) -> Callable[[], Batch]:
+    ) -> Callable[[], Batch]:  # fmt: skip
         source, shape = self._source(split), (len(places), *self.input_shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
         into, numbers = pixels.numpy(), places.tolist()

@@ -26,17 +26,9 @@ class DoubleWell(NoisyFunction):
     )
 
     def __init__(
-        self,
-        dimension: int = 1,
-        noise: float = 0.1,
-        start: Point = 0.5,
-        starts: list[Point] | None = None,
-        *,
-        seed: int,
-        workers: int,
-        l2: float,
-        device: torch.device,
-    ):
+        self, dimension: int = 1, noise: float = 0.1, start: Point = 0.5, starts: list[Point] | None = None, *,
+        seed: int, workers: int, l2: float, device: torch.device,
+    ):  # fmt: skip
         super().__init__(dimension, noise, start, starts, seed=seed, workers=workers, l2=l2, device=device)
 
     def value(self, x: Tensor) -> Tensor:

@@ -36,17 +36,9 @@ class NoisyFunction(ABC):
     )
 
     def __init__(
-        self,
-        dimension: int,
-        noise: float,
-        start: Point,
-        starts: list[Point] | None,
-        *,
-        seed: int,
-        workers: int,
-        l2: float,
-        device: torch.device,
-    ):
+        self, dimension: int, noise: float, start: Point, starts: list[Point] | None, *, seed: int, workers: int,
+        l2: float, device: torch.device,
+    ):  # fmt: skip
         if dimension < 1:
             raise ValueError(f"problem.dimension={dimension}: must be a whole number of at least 1.")
         if not (math.isfinite(noise) and noise >= 0):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from easgd_cli.errors import UsageError
 from easgd_cli.randomness import FAULTS, key, uniform
@@ -30,10 +30,6 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 PARTIES = {"master": "exchange", "evaluator": "evaluation"}
 _OF_PARTIES = ("kill", "stop")  # kinds
 _OF_VARIABLES = ("variable", "exchange", "kind")
-_TYPES: dict[str, type] = {
-    "kind": str, "worker": int, "step": int, "per_step": float, "seconds": float, "factor": float, "steps": int,
-    "party": str, "exchange": int, "evaluation": int, "variable": str,
-}  # fmt: skip
 _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 
 
@@ -63,6 +59,9 @@ class Fault:
     def of_worker(self) -> bool:
         """Whether it is a worker that suffers it."""
         return self.party is None and self.variable is None
+
+
+_TYPES = get_type_hints(Fault)
 
 
 def named(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -48,13 +48,9 @@ class SlotExecutor:
     """
 
     def __init__(
-        self,
-        root: Path,
-        slots: Sequence[Slot],
-        program: str,
-        words: Callable[[SweepJob], list[str]],
+        self, root: Path, slots: Sequence[Slot], program: str, words: Callable[[SweepJob], list[str]],
         shared: Sequence[int] = (),
-    ):
+    ):  # fmt: skip
         self._root, self._slots, self._program, self._words, self._shared = root, slots, program, words, shared
         self._servers: dict[int, JobServer] = {}
         self._running: dict[int, SweepJob] = {}

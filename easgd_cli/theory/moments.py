@@ -78,15 +78,9 @@ def margin(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) ->
 
 
 def center(
-    t: float,
-    p: ArrayLike,
-    eta: ArrayLike,
-    beta: ArrayLike,
-    h: ArrayLike = 1.0,
-    sigma: ArrayLike = 1.0,
-    x0: ArrayLike = 1.0,
-    center0: ArrayLike = 1.0,
-) -> Moments:
+    t: float, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
+    x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
+) -> Moments:  # fmt: skip
     """E x~_t, equation (15), and V x~_t, equation (16); at t = inf their limits, inf where condition (17) fails.
 
     `x0`: where all workers (or their mean) begin, `center0`: the center.
@@ -129,15 +123,9 @@ def corollary(eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayL
 
 
 def averaged_center(
-    t: int,
-    p: ArrayLike,
-    eta: ArrayLike,
-    beta: ArrayLike,
-    h: ArrayLike = 1.0,
-    sigma: ArrayLike = 1.0,
-    x0: ArrayLike = 1.0,
-    center0: ArrayLike = 1.0,
-) -> Moments:
+    t: int, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
+    x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
+) -> Moments:  # fmt: skip
     """Moments of z_t = (x~_0 + ... + x~_t) / (t + 1), exact at every t: the sum is a third variable of the recursion.
 
     (t + 1) V z_t tends to `fisher` for every eta and beta that are stable.

@@ -64,18 +64,9 @@ def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> Fun
 
 
 def synchronous(
-    method: Method,
-    p: int,
-    eta: float,
-    times: Iterable[int],
-    *,
-    h: float,
-    sigma: float,
-    x0: float,
-    center0: float,
-    runs: int,
-    seed: int,
-) -> dict[int, tuple[Sample, Sample]]:
+    method: Method, p: int, eta: float, times: Iterable[int], *, h: float, sigma: float, x0: float, center0: float,
+    runs: int, seed: int,
+) -> dict[int, tuple[Sample, Sample]]:  # fmt: skip
     """Samples of x~_t and of the averaged center z_t at each of the `times`, from rounds of p workers with tau = 1."""
     problem = quadratic(h, sigma, center0, runs, seed)
     start = problem.start()
