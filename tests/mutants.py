@@ -256,11 +256,7 @@ MUTANTS = [
     ("problems/flat.py", "if p.requires_grad]", "]"),
     ("problems/flat.py", "if address == self._bound:", "if self._bound:"),
     ("problems/flat.py", "weakref.finalize(vector, self._views.pop, address, None).atexit = False", "pass"),
-    (
-        "problems/flat.py",
-        "value = values[slot] if slot is not None else (buffers or {}).get(name, tensor)",
-        "value = values[slot] if slot is not None else tensor",
-    ),
+    ("problems/flat.py", "value = tensor if slot is None else values[slot]", "value = tensor"),
     ("problems/flat.py", 'not name.endswith("num_batches_tracked")', "True"),
     ("problems/flat.py", "if not bool(torch.isfinite(vector).all()):", "if False:"),
     ("problems/flat.py", "if state[name].shape != tensor.shape:", "if state[name].numel() != tensor.numel():"),

@@ -36,6 +36,7 @@ from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
+_EXCHANGES = 200  # of which the median is taken
 SEVERAL = (2, 4)  # masters, a slice of the center each
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the paper's ImageNet net)": 61_128_808}
@@ -54,7 +55,7 @@ def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> I
             yield _exchange(method, name, size, device, windows, masters)
 
 
-def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -> float:
+def seconds_beside(method: Method, size: int, busy: int) -> float:
     """Seconds from a message [size] to its reply, the median, beside `busy` other processes that compute as workers do.
 
     Of a mean, whatever else runs at this moment would be a part.
@@ -66,7 +67,7 @@ def seconds_beside(method: Method, size: int, busy: int, exchanges: int = 200) -
             stack.enter_context(_started(Child(f"busy_{i}", _Computing, None, logs / f"busy_{i}.log")))
         worker = stack.enter_context(_served(method, size, _HOST, center=_HOST))
         message, spent, clock = worker.vectors["x"], list[float](), itertools.count()
-        for _ in range(exchanges):
+        for _ in range(_EXCHANGES):
             _compute()  # a worker comes from its gradient
             before = time.perf_counter()
             worker.post(message, next(clock))

@@ -116,11 +116,7 @@ def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
 
 
 def side_by_side(name: str, maker: PartyMaker, starts: Sequence[Any], batch_size: int) -> float:
-    """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none
-    behind.
-
-    `starts` have a `steps`, which each takes.
-    """
+    """Images a second of processes that each run a Loop of `steps`, begun together; none is left. Raises RunError."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         children: list[Child] = []

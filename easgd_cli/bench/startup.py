@@ -46,10 +46,7 @@ def run(overrides: list[str], workers: int, windows: int) -> Startup:
 
 
 def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
-    """Runs `easgd train` with these overrides for one step and returns the seconds until the last worker had taken it.
-
-    Raises RunError when the run fails.
-    """
+    """Runs `easgd train` for one step; returns the seconds until the last worker had taken it. Raises RunError."""
     with scratch_directory() as directory:
         run = directory / "run"
         began = time.time()

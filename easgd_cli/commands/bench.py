@@ -69,6 +69,9 @@ Settings are those of easgd train. --windows: how many windows of each side (10)
 """
 
 
+_WINDOWS = 10  # unless given
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A benchmark's command line. `windows`: None where not given."""
@@ -123,7 +126,7 @@ def _parsed(what: str, rest: Sequence[str]) -> _Asked:
 def _step(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.step import run
 
-    return run(_timed(asked, _settings(asked)), _windows(asked))
+    return run(_timed(asked, _settings(asked)), asked.windows or _WINDOWS)
 
 
 def _scaling(asked: _Asked) -> Iterator[Row]:
@@ -133,7 +136,7 @@ def _scaling(asked: _Asked) -> Iterator[Row]:
     if len({s.workers for s in several}) == 1:
         several = [replace(s, workers=p) for s in several for p in range(1, s.workers + 1)]
     for s in several:
-        yield against_plain("scaling", s, _windows(asked))
+        yield against_plain("scaling", s, asked.windows or _WINDOWS)
 
 
 def _table4(asked: _Asked) -> Iterator[Spent]:
@@ -158,12 +161,12 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     if s.launcher.get("transport") == "collective":
         from easgd_cli.bench import rounds
 
-        return rounds.run(s.algo["name"], build.method(s), s.workers, _windows(asked))
+        return rounds.run(s.algo["name"], build.method(s), s.workers, asked.windows or _WINDOWS)
     import torch
 
     from easgd_cli.system.devices import deal_devices
 
-    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
+    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), asked.windows or _WINDOWS)
 
 
 def _data(asked: _Asked) -> Iterator[Row]:
@@ -176,7 +179,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):
-        yield run(images, s.batch_size, _windows(asked))
+        yield run(images, s.batch_size, asked.windows or _WINDOWS)
         return
     if not isinstance(images, StoredImages):
         raise UsageError(f"bench data dataset={s.dataset['name']}: is held against torchvision on images; use those.")
@@ -186,7 +189,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
             f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is "
             "not there."
         )
-    yield run_stored(images, originals, s.batch_size, _windows(asked))
+    yield run_stored(images, originals, s.batch_size, asked.windows or _WINDOWS)
 
 
 def _network(asked: _Asked) -> Iterator[Row]:
@@ -216,7 +219,7 @@ def _network(asked: _Asked) -> Iterator[Row]:
     listener, where = launcher.listen()
     tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
     known = secret("launcher.address", listener.getsockname()[0])
-    hosts, windows = int(numbers["--hosts"]), _windows(asked)
+    hosts, windows = int(numbers["--hosts"]), asked.windows or _WINDOWS
     try:
         if counts:
             layout = masters.Layout(counts, launcher.masters_here or max(counts), launcher.places_here > 0, hosts)
@@ -256,7 +259,7 @@ def _startup(asked: _Asked) -> Iterator[Startup]:
             f"{fixed.partition('=')[0]}=."
         )
     s = _timed(asked, _settings(asked))
-    yield run(asked.overrides, s.workers, _windows(asked))
+    yield run(asked.overrides, s.workers, asked.windows or _WINDOWS)
 
 
 _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
@@ -314,10 +317,6 @@ def _several(asked: _Asked) -> list[Settings]:
     for words, sentence in planned.left_out:
         tell(f"left out: {words}. {sentence}")
     return [_timed(asked, member.settings) for member in planned.jobs]
-
-
-def _windows(asked: _Asked) -> int:
-    return asked.windows if asked.windows is not None else 10
 
 
 def _whole(text: str, key: str = "--windows ") -> int:

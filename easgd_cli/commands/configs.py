@@ -57,7 +57,7 @@ def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
     row = rows["all"] | rows.get(method, {}) if method in rows else {}
     of_step = steps.get(local, {})
     row |= rows[of_step] if isinstance(of_step, str) else of_step
-    if "eta" not in row or not row:
+    if "eta" not in row:
         return {}
     if row.pop("shared", False):
         row["eta"] /= workers

@@ -121,9 +121,9 @@ def _of_sweep(root: Path, options: str) -> _Asked:
 
 def _make(asked: _Asked) -> Path:
     """Reads, prints and writes; returns the path of the page. Raises UsageError."""
-    from easgd_cli.reports import reading  # only now: a mistake and the help are answered in a moment
+    from easgd_cli.reports import run_paths  # only now: a mistake and the help are answered in a moment
 
-    runs, left_out = reading.read_all(asked.paths)
+    runs, left_out = run_paths.read_all(asked.paths)
 
     from easgd_cli.reports import findings, grid, notes, table
     from easgd_cli.reports.comparison import compare
@@ -146,7 +146,7 @@ def _make(asked: _Asked) -> Path:
     said, tables = findings.findings(c), table.tables(c)
     if asked.grid:
         tables.append(grid.result(c, asked.grid, asked.x))
-    told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
+    told = [*run_paths.unfinished(asked.paths), *left_out, *notes.notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
         told.append(
             f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs."

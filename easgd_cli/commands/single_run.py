@@ -78,7 +78,12 @@ def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
     return lines
 
 
-def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
+def said_before(outline: Outline, overrides: Sequence[str]) -> list[str]:
+    """What a user is told before a new run: settings without effect, and a rate that is untuned."""
+    return ineffective(outline, overrides) + _untuned(outline.settings, overrides)
+
+
+def _untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence where the rate is one that a method starts with on data of which nothing is known."""
     row = configs.untuned(settings.algo["name"], settings.local["name"], settings.workers)
     name, given = settings.dataset["name"], {o.partition("=")[0] for o in overrides}

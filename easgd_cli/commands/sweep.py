@@ -233,11 +233,7 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     )
 
 
-def _lines(job: SweepJob) -> list[str]:
-    return single_run.ineffective(job.outline, job.words) + single_run.untuned(job.settings, job.words)
-
-
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
     """Once for each setting and method, however many jobs have both."""
-    for text in dict.fromkeys(line for job in jobs for line in _lines(job)):
+    for text in dict.fromkeys(line for job in jobs for line in single_run.said_before(job.outline, job.words)):
         tell(text)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,7 +86,7 @@ class Arrays:
         else:
             taken = held_out_of(self.count("train"), n)
         parts: dict[Split, Tensor] = {"train": ~taken, "held_out": taken}
-        inputs = {split: nest.mapped(partial(_rows, i), self.inputs["train"]) for split, i in parts.items()}
+        inputs = {split: nest.mapped(itemgetter(i), self.inputs["train"]) for split, i in parts.items()}
         targets = {split: None if labels is None else labels[i] for split, i in parts.items()}
         return replace(self, inputs={**self.inputs, **inputs}, labels={**self.labels, **targets}, memory=None)
 
@@ -161,10 +162,6 @@ def as_numbers(t: Any, dtype: torch.dtype) -> Any:
     if t.dtype == torch.uint8:
         return t.to(dtype).mul_(_PIXEL)
     return t.to(dtype) if t.is_floating_point() or t.dtype == torch.bool else t
-
-
-def _rows(which: Tensor, t: Tensor) -> Tensor:
-    return t[which]
 
 
 def kind_of(targets: Tensor | None) -> Targets:

@@ -87,10 +87,7 @@ class Images(ImageSet):
         )
 
     def share(self) -> Images:
-        """The same in anonymous shared memory: sent to a child process, it maps the same bytes, one copy a machine.
-
-        Raises MemoryError when the memory cannot be had.
-        """
+        """The same in anonymous shared memory, one copy a machine for all processes. Raises MemoryError."""
         return _rebuilt(SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,10 +133,7 @@ class Images(ImageSet):
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Center patches of at most `size` images at a time and their labels, on `device`.
-
-        Of the whole split ("train", "test" or "held_out"), or of its images `indices`.
-        """
+        """Center patches, at most `size` at a time, and labels, on `device`: of a split, or its images `indices`."""
         images, labels = self._tensors()[split], self._tensors()[f"{split}_labels"]
         for part in (torch.arange(len(images)) if indices is None else indices).split(size):
             part = part.to(images.device)

@@ -73,7 +73,7 @@ class NetProblem:
         rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
         self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
         # Bound to one vector after another it stays one graph: a parameter's address is no part of what is compiled.
-        self._compiled = compiled if compile else _as_it_is
+        self._compiled = compiled if compile else lambda net: net
         self._differentiated = self._compiled(model)
         self._tf32 = precision == "tf32"
         self._autocast = autocast(device, precision)
@@ -260,10 +260,6 @@ class NetProblem:
                     totals[name] = torch.zeros((), dtype=torch.float64, device=self.device)
                 totals[name] += value
         return self.task.figures({name: float(value) for name, value in totals.items()})
-
-
-def _as_it_is(net: nn.Module) -> nn.Module:
-    return net
 
 
 def _check(batch_norm: str, batch_norm_images: int | None, precision: str, model: nn.Module) -> None:

@@ -135,7 +135,7 @@ def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Pat
     written = [f"{group}={node['name']}" for group, node in handed.items()] + keywords.lines(asked)
     outline, launcher = single_run.checked(settings)
     here = Here.of(settings, launcher, progress)
-    for line in single_run.ineffective(outline, written) + single_run.untuned(settings, written):
+    for line in single_run.said_before(outline, written):
         warnings.warn(line, stacklevel=3)
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{run_directory.named_by(written, '_')}"
     path = Path("runs", name) if directory is None else Path(directory)

@@ -166,10 +166,7 @@ def checkpoint_number(path: Path) -> int:
 
 
 def newest_checkpoint(run: Path, damaged: list[BadFile] | None = None) -> Checkpoint:
-    """The last checkpoint of a run; with `damaged` the last that is sound, those after it being put there.
-
-    Raises BadFile where there is none or it cannot be read.
-    """
+    """The last checkpoint; with `damaged` the last sound one, later ones put there. Raises BadFile without one."""
     found = checkpoints(run / "checkpoint")
     if not found:
         wrong = (

@@ -143,9 +143,7 @@ def drawn(c: Comparison, x: str) -> list[Configuration]:
 
 
 def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
-    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in
-    the paper.
-    """
+    """The values of `keys` and configurations of each row; the sequential ones are in every row of tau or p."""
     everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
     rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
     for of in drawn:

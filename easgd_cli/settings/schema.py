@@ -165,10 +165,7 @@ class Interval:
 
     @classmethod
     def parse(cls, key: str, text: str | None) -> Interval | None:
-        """Reads `200 steps`, `30 s` or `2 min`; None stays None.
-
-        Raises UsageError for anything else, naming `key`.
-        """
+        """Reads `200 steps`, `30 s` or `2 min`; None stays None. Raises UsageError for anything else, naming `key`."""
         if text is None:
             return None
         found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(steps?|s|sec|seconds?|min|minutes?)\s*", str(text))
@@ -195,10 +192,7 @@ def _number(text: str) -> float | None:
 
 
 def check(s: Settings) -> None:
-    """Everything that can be said of the values without loading torch, data or model.
-
-    Raises UsageError naming the key, the value, the rule and the remedy.
-    """
+    """Checks what needs neither torch, data nor model. Raises UsageError naming key, value, rule and remedy."""
     _check_numbers(s)
     _check_length(s)
     _check_choices(s)

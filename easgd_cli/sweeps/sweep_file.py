@@ -60,10 +60,7 @@ class SweepFile:
 
 
 def refuse_another(plan: Plan) -> None:
-    """Raises UsageError for a name that a sweep of other settings has: its runs would not be comparable.
-
-    More values of what is swept are welcome.
-    """
+    """Raises UsageError for the name of a sweep of other settings; more values of what is swept are welcome."""
     before = _read(plan.root / "sweep.json")
     if not before:
         return

@@ -23,9 +23,7 @@ def scratch_directory(parent: Path | None = None, prefix: str | None = None) -> 
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file beside `path` written and renames it, so that whoever looks finds the old one or the new one, whole.
-    Raises OSError.
-    """
+    """Has a file beside `path` written and renames it: whoever looks finds the old or new one. Raises OSError."""
     beside = path.with_name(f".{os.getpid()}.{path.name}")  # the ending stays: some writers go by it
     try:
         write(beside)

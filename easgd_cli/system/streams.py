@@ -70,9 +70,7 @@ def prepare() -> None:
 
 
 def unseen(file: IO[str]) -> None:
-    """From here on what is written to `file` goes nowhere, or Python's own last flush would fail, too, and change the
-    exit status.
-    """
+    """What is written to `file` goes nowhere from here on: Python's last flush would change the exit status."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
