@@ -256,11 +256,7 @@ MUTANTS = [
     ("problems/flat.py", "if p.requires_grad]", "]"),
     ("problems/flat.py", "if address == self._bound:", "if self._bound:"),
     ("problems/flat.py", "weakref.finalize(vector, self._views.pop, address, None).atexit = False", "pass"),
-    (
-        "problems/flat.py",
-        "value = values[slot] if slot is not None else (buffers or {}).get(name, tensor)",
-        "value = values[slot] if slot is not None else tensor",
-    ),
+    ("problems/flat.py", "value = tensor if slot is None else values[slot]", "value = tensor"),
     ("problems/flat.py", 'not name.endswith("num_batches_tracked")', "True"),
     ("problems/flat.py", "if not bool(torch.isfinite(vector).all()):", "if False:"),
     ("problems/flat.py", "if state[name].shape != tensor.shape:", "if state[name].numel() != tensor.numel():"),
@@ -500,9 +496,7 @@ MUTANTS = [
     ("theory/roundrobin.py", "(4 - 2 * eta) / (4 - eta)", "(4 - 2 * eta) / 4"),
     ("theory/roundrobin.py", "product = m @ product", "product = product @ m"),
     ("theory/doublewell.py", "np.sqrt(1 - rho)", "1 - rho"),
-    ("theory/doublewell.py", "[-rho, -rho, 2 * rho]", "[-rho, -rho, rho]"),
     ("theory/doublewell.py", "1 - 4 * rho + 6 * rho**2", "1 - 4 * rho + 5 * rho**2"),
-    ("theory/doublewell.py", "np.append(x**3 - x + pull, -pull.sum())", "np.append(x**3 - x + pull, pull.sum())"),
     (
         "theory/family.py",
         "= eta_h + beta - eta_h * beta + self.slope(eta_h, beta) * alpha",

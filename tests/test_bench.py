@@ -85,10 +85,10 @@ def test_data_parallel_steps_are_those_of_the_mean_gradient(tmp_path: Path) -> N
     children = [Child(f"told_{i}", Told, start, tmp_path / f"told_{i}.log") for i, start in enumerate(starts)]
     try:
         for child in children:
-            assert plain._wait(child, "ready")
+            assert plain.heard(child, "ready")
         for child in children:
             child.channel.post({"kind": "start", "began": 0.0})
-        told = [torch.tensor(plain._wait(child, "parameters")["values"]) for child in children]
+        told = [torch.tensor(plain.heard(child, "parameters")["values"]) for child in children]
     finally:
         plain._end(children)
     net = build.model(s, images).train()

@@ -28,12 +28,14 @@ def test_no_image_is_on_both_sides():
 def test_pixels_lie_in_0_to_1_and_digits_are_told_apart_by_their_means():
     images = digits()
     x, y = (
-        torch.cat(parts) for parts in zip(*images.evaluation_batches("train", 500, torch.device("cpu")), strict=True)
+        torch.cat(parts)
+        for parts in zip(*images.evaluation_batches("train", 500, torch.device("cpu"), torch.float32), strict=True)
     )
     assert x.min() == 0 and x.max() == 1
     means = torch.stack([x[y == c].mean(0).flatten() for c in range(10)])
     tx, ty = (
-        torch.cat(parts) for parts in zip(*images.evaluation_batches("test", 500, torch.device("cpu")), strict=True)
+        torch.cat(parts)
+        for parts in zip(*images.evaluation_batches("test", 500, torch.device("cpu"), torch.float32), strict=True)
     )
     nearest = torch.cdist(tx.flatten(1), means).argmin(1)
     assert (nearest == ty).float().mean() > 0.85  # labels belong to their images

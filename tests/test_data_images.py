@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from easgd_cli.data.dataset import fixed_subset
+from easgd_cli.data.given import as_dataset
 from easgd_cli.data.image_checks import as_images
 from easgd_cli.data.images import Images, _patches, _patches_in_numpy
 from easgd_cli.errors import UsageError
@@ -85,7 +87,7 @@ def test_shifts_move_zeros_in_and_evaluation_sees_the_image_itself():
             shifted[dy, dx] = sum(torch.equal(moved, p) for p in patches)
     assert sum(shifted.values()) == 300 and min(shifted.values()) > 5
     for split, whole in (("train", plain.train), ("test", plain.test)):
-        seen = torch.cat([x for x, _ in images.evaluation_batches(split, 4, CPU)])
+        seen = torch.cat([x for x, _ in images.evaluation_batches(split, 4, CPU, torch.float32)])
         assert torch.equal(seen, whole)
 
 
@@ -101,21 +103,20 @@ def test_bytes_are_scaled_and_floats_are_used_as_they_are():
 
 def test_evaluation_takes_center_patches_of_all_images_in_order():
     images = numbered(n=7, side=6, crop=(4, 2))
-    parts = list(images.evaluation_batches("test", 3, CPU))
+    parts = list(images.evaluation_batches("test", 3, CPU, torch.float32))
     assert [len(x) for x, _ in parts] == [3, 3, 1]
     assert torch.equal(torch.cat([x for x, _ in parts]), images.test[:, :, 1:5, 2:4])
     assert torch.equal(torch.cat([y for _, y in parts]), images.test_labels)
     some = torch.tensor([5, 2])
-    ((x, y),) = images.evaluation_batches("train", 3, CPU, indices=some)
+    ((x, y),) = images.evaluation_batches("train", 3, CPU, torch.float32, indices=some)
     assert torch.equal(x, images.train[some][:, :, 1:5, 2:4]) and torch.equal(y, images.train_labels[some])
 
 
 def test_the_training_subset_is_fixed_and_spread():
-    images = numbered(n=1000, side=1)
-    subset = images.training_subset(100)
-    assert torch.equal(subset, images.training_subset(100)) and len(set(subset.tolist())) == 100
+    subset = fixed_subset(1000, 100)
+    assert torch.equal(subset, fixed_subset(1000, 100)) and len(set(subset.tolist())) == 100
     assert subset.max() > 900 and subset.min() < 100
-    assert torch.equal(images.training_subset(5000), torch.arange(1000))
+    assert torch.equal(fixed_subset(1000, 5000), torch.arange(1000))
 
 
 def test_held_out_images_leave_training_class_by_class():
@@ -131,7 +132,7 @@ def test_held_out_images_leave_training_class_by_class():
     assert max(abs(share - 25 / 3) for share in shares) < 1
     assert torch.equal(images.hold_out(25).held_out, held.held_out), "the same in every run"
     assert torch.equal(held.test, images.test)
-    assert sum(len(x) for x, _ in held.evaluation_batches("held_out", 100, CPU)) == 25
+    assert sum(len(x) for x, _ in held.evaluation_batches("held_out", 100, CPU, torch.float32)) == 25
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,12 @@ def test_a_users_arrays_become_images():
     assert as_images(numbered(crop=(3, 3)), "mine").crop == (3, 3)
 
 
+@pytest.mark.parametrize(("given", "what"), [(7, "a int"), ((X, Y, X), "3 things")])
+def test_what_is_no_form_of_data_is_refused_by_name(given, what):
+    with pytest.raises(UsageError, match=f"^dataset=mine: returned {what}; it must return"):
+        as_dataset(given, "mine", None, None)
+
+
 def replaced(place, value):
     four = [X, Y, X, Y]
     four[place] = value
@@ -201,8 +208,6 @@ def replaced(place, value):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (7, "dataset=mine: returned a int; it must return"),
-        ((X, Y), "dataset=mine: returned 2 things; it must return"),
         (
             replaced(0, X[:, 0]),
             r"x_train has shape \(4, 6, 6\); images are \[N, channels, rows, columns\]; " r"x_train\[:, None\] adds",

@@ -86,7 +86,7 @@ def test_an_evaluation_batch_is_what_torchvisions_transforms_make(root: Path, cr
     tv: Any = torchvision()
     steps = tv.transforms.Compose([tv.transforms.Resize(24), tv.transforms.CenterCrop(crop), tv.transforms.ToTensor()])
     expected = tv.datasets.ImageFolder(str(root / "val"), steps)
-    [(inputs, labels)] = small(root, crop=crop).evaluation_batches("test", 100, CPU)
+    [(inputs, labels)] = small(root, crop=crop).evaluation_batches("test", 100, CPU, torch.float32)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 2, 2, 2]
     for one, (theirs, _) in zip(inputs, expected, strict=True):
         assert torch.allclose(one, theirs, atol=1e-6)
@@ -190,7 +190,9 @@ def test_sent_to_another_process_it_carries_no_pixels_and_no_threads(root: Path)
     assert again._pool == [] and len(pickle.dumps(images)) < 4000
     for split in ("train", "test", "held_out"):
         for (a, la), (b, lb) in zip(
-            images.evaluation_batches(split, 4, CPU), again.evaluation_batches(split, 4, CPU), strict=True
+            images.evaluation_batches(split, 4, CPU, torch.float32),
+            again.evaluation_batches(split, 4, CPU, torch.float32),
+            strict=True,
         ):
             assert torch.equal(a, b) and torch.equal(la, lb)
 
@@ -215,7 +217,9 @@ def test_held_out_images_are_not_trained_on(root: Path) -> None:
 
 def test_mean_and_std_are_of_pixels_from_0_to_1(root: Path) -> None:
     plain, mean, std = small(root), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    [(x, _)], [(y, _)] = (list(i.evaluation_batches("test", 9, CPU)) for i in (plain, plain.normalised(mean, std)))
+    [(x, _)], [(y, _)] = (
+        list(i.evaluation_batches("test", 9, CPU, torch.float32)) for i in (plain, plain.normalised(mean, std))
+    )
     assert torch.allclose(y, (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])
 
 
@@ -271,10 +275,10 @@ def test_the_copy_has_the_images_resized(root: Path) -> None:
     copy = small(root)
     assert "resized copy" in str(copy.about) and "originals" in str(originals.about)
     for split in ("train", "test"):
-        [(a, la)], [(b, lb)] = (list(i.evaluation_batches(split, 99, CPU)) for i in (originals, copy))
+        [(a, la)], [(b, lb)] = (list(i.evaluation_batches(split, 99, CPU, torch.float32)) for i in (originals, copy))
         assert torch.equal(la, lb) and (a - b).abs().mean() < 0.02
-    [(a, _)] = copy.evaluation_batches("test", 99, CPU)
-    [(b, _)] = pickle.loads(pickle.dumps(copy)).evaluation_batches("test", 99, CPU)
+    [(a, _)] = copy.evaluation_batches("test", 99, CPU, torch.float32)
+    [(b, _)] = pickle.loads(pickle.dumps(copy)).evaluation_batches("test", 99, CPU, torch.float32)
     assert torch.equal(a, b)
 
 
@@ -319,8 +323,8 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     assert len(shards) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
     assert {name for name, file in files.items() if file.stat().st_ino != before[name]} == {own.name}
     copy, place = small(root), list(folders.listed("imagefolder", str(root)).train.paths()).index("train/bee/9.JPEG")
-    [(a, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([place]))
-    [(b, _)] = copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0]))
+    [(a, _)] = copy.evaluation_batches("train", 1, CPU, torch.float32, indices=torch.tensor([place]))
+    [(b, _)] = copy.evaluation_batches("train", 1, CPU, torch.float32, indices=torch.tensor([0]))
     whole = (
         torch.from_numpy(np.asarray(photo(50, 50, seed=9).resize((24, 24), Image.Resampling.BILINEAR)).copy())[
             2:22, 2:22
@@ -362,14 +366,14 @@ def test_a_run_goes_on_with_the_copy_that_it_began_with(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "photos", classes=("ant", "bee"), each=100)
     prepare(root)
     copy, same = small(root), small(root)
-    [(before, _)] = same.evaluation_batches("train", 200, CPU)
-    list(copy.evaluation_batches("train", 1, CPU, indices=torch.tensor([0])))
+    [(before, _)] = same.evaluation_batches("train", 200, CPU, torch.float32)
+    list(copy.evaluation_batches("train", 1, CPU, torch.float32, indices=torch.tensor([0])))
     for i in range(100):
         photo(50, 50, seed=i).save(root / f"train/ant/{i}.JPEG")
     for i in range(50):
         (root / f"train/bee/{i}.JPEG").unlink()
     assert prepare(root).written > 0
-    [(after, _)] = copy.evaluation_batches("train", 200, CPU)
+    [(after, _)] = copy.evaluation_batches("train", 200, CPU, torch.float32)
     assert torch.equal(before, after)
 
 

@@ -138,7 +138,7 @@ def test_one_dataset_is_split_once_and_for_all_and_collated_by_the_users_functio
     assert torch.equal(data.test.indices, again.test.indices)
     both = torch.cat([data.train.indices, data.test.indices])
     assert both.sort().values.tolist() == list(range(50))
-    [(inputs, labels)] = data.evaluation_batches("test", 10, CPU)
+    [(inputs, labels)] = data.evaluation_batches("test", 10, CPU, torch.float32)
     expected = padded([data.test.whole[int(i)] for i in data.test.indices])
     assert torch.equal(inputs["numbers"], expected["numbers"]) and torch.equal(labels, expected["label"])
     s = theirs("Named", "Masked", "easgd", dataset={"test": 0.2, "collate": "theirs:padded", "validation": 8}, steps=6)
@@ -161,7 +161,7 @@ def test_one_dataset_is_split_once_and_for_all_and_collated_by_the_users_functio
 def test_what_cannot_be_is_told(name: str, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         data = build.data(theirs(name, "Linear", dataset=options))
-        list(data.evaluation_batches("train", 100, CPU))
+        list(data.evaluation_batches("train", 100, CPU, torch.float32))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

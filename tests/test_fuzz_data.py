@@ -47,7 +47,7 @@ def read_photos(root: Path, **more: Any) -> None:
     """Everything that a run asks of them."""
     found = imagefolder(str(root), resize=24, crop=20, loaders=0, **more)
     found.training_batch(torch.arange(found.count("train")), torch.Generator())
-    list(found.evaluation_batches("test", 16, torch.device("cpu")))
+    list(found.evaluation_batches("test", 16, torch.device("cpu"), torch.float32))
 
 
 @given(at=places, edits=edits)

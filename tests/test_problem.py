@@ -14,6 +14,7 @@ from torch import nn
 
 from easgd_cli.algorithms import DOWNPOUR, EAMSGD, EASGD
 from easgd_cli.algorithms.schedule import Constant
+from easgd_cli.data.dataset import fixed_subset
 from easgd_cli.data.digits import digits
 from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
@@ -389,7 +390,7 @@ def test_figures_are_those_of_the_plain_model_without_dropout():
     x = torch.randn(p.size)
     twin = perceptron(0.5).eval()
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
-    subset = data.training_subset(100)
+    subset = fixed_subset(data.count("train"), 100)
     figures = p.evaluate(x)
     assert set(figures) == {"train_loss", "test_loss", "test_error"}
     assert figures["train_loss"] == pytest.approx(
@@ -491,7 +492,7 @@ def test_batch_norm_is_estimated_as_torchs_own_recipe_does_over_the_images_asked
     torch.nn.utils.vector_to_parameters(x, twin.parameters())
     twin[1].reset_running_stats()
     twin[1].momentum = None
-    chosen = data.training_subset(300 if asked is None else asked)[:used]
+    chosen = fixed_subset(data.count("train"), 300 if asked is None else asked)[:used]
     with torch.no_grad():
         for part in chosen.split(250):
             twin.train()(data.train[part] / 255)

@@ -30,7 +30,7 @@ from easgd_cli import picture
 from easgd_cli.__main__ import main
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
-from easgd_cli.reports import curves, figures, findings, grid, notes, reading, table
+from easgd_cli.reports import curves, figures, findings, grid, notes, reading, run_paths, table
 from easgd_cli.reports.comparison import compare
 from easgd_cli.sweeps.objective import Objective
 
@@ -111,7 +111,7 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def compared(root: Path, **options: Any) -> Any:
-    return compare([reading.read(path) for path in reading.find([str(root)])], **options)
+    return compare([reading.read(path) for path in run_paths.find([str(root)])], **options)
 
 
 def by(c: Any, **values: Any) -> Any:
@@ -290,7 +290,7 @@ def test_a_run_that_cannot_be_read_is_left_out_unless_it_is_named(
     assert main(["report", str(sweep), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert f"Left out: {sweep / 'e1' / name}: " in told and f"e1/{name}: " in (tmp_path / "out/report.html").read_text()
-    runs, _ = reading.read_all([str(sweep)])
+    runs, _ = run_paths.read_all([str(sweep)])
     assert sorted(run.path.name for run in runs) == ["d0", "e0", "m0"]
     assert main(["report", str(sweep / "e1"), str(sweep / "e0")]) == 2
     assert f"e1/{name}: " in capsys.readouterr().err
@@ -477,7 +477,7 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(
     (sweep / "sweep.json").write_text(json.dumps({"command": "easgd train -m seed=0,1", "jobs": jobs}))
     with run_directory.held(sweep, shared=True), run_directory.held(sweep, shared=True):  # two sweeps share the jobs
         assert (
-            next(iter(reading.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, "
+            next(iter(run_paths.unfinished([str(sweep)]))) == "sweep: of 4 jobs 1 completed, 1 failed, 1 queued, "
             "1 running."
         )
     assert main(["report", str(sweep)]) == 0
@@ -494,8 +494,8 @@ def test_jobs_of_a_sweep_that_are_to_come_or_never_began_are_told_of(
         "easgd train -m seed=0,1"
     )
     with run_directory.held(sweep / "b"):
-        assert next(iter(reading.unfinished([str(sweep)]))) == gone
-    assert next(iter(reading.unfinished([str(sweep)]))) == gone.replace(
+        assert next(iter(run_paths.unfinished([str(sweep)]))) == gone
+    assert next(iter(run_paths.unfinished([str(sweep)]))) == gone.replace(
         "running, and the command that began them is gone", "killed, and no process is at them"
     )
     (tmp_path / "begun").mkdir()
@@ -1041,7 +1041,7 @@ def test_no_run_counts_twice_and_circles_and_hidden_directories_are_left_alone(s
     (sweep / "again").symlink_to(sweep)
     (sweep / "same").symlink_to(sweep / "m0")
     make(sweep / ".trash" / "e0", [90])
-    assert [path.name for path in reading.find([str(sweep), str(sweep / "e0")])] == ["d0", "e0", "e1", "m0"]
+    assert [path.name for path in run_paths.find([str(sweep), str(sweep / "e0")])] == ["d0", "e0", "e1", "m0"]
 
 
 def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,21 @@
 What is taken from where, all in seconds:
 
 compute   The seconds of a local step that no exchange could shorten: compute, data and other of the workers' rows.
-Twenty
-          equally likely values, each the mean of a twentieth of all steps by length, so that their mean is exactly the
-          run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the list is
-          narrower than single steps are, which matters to methods in rounds and to nobody else.
+          Twenty equally likely values, each the mean of a twentieth of all steps by length, so that their mean is
+          exactly the run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the
+          list is narrower than single steps are, which matters to methods in rounds only.
 speeds    The workers' mean steps against each other: the wall-clock of a run is that of its slowest.
 service   The master's CPU seconds for each message, or the exchange's where they are fewer: it looks at its channel
-five
-          times a second, too, which is much of what it does where exchanges are rare.
+          five times a second, too, which is much of what it does where exchanges are rare.
 latency   Half of what is left of an exchange. Where the rule waits for its reply, an exchange is what the step loop
           spent on it, w. Less the service, s, and the wait for others' messages in a queue of Poisson arrivals and
-          constant
-          service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the others keep
-          the master busy. Where an exchange overlaps a gradient or is a round, the record does not say how long it
-          took, nor does it where the master is busy most of the time; then one is measured here and now, beside p - 1
-          processes that compute, which means something on the machine of the run and no busier than it was then.
-
+          constant service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the
+          others keep the master busy. Where an exchange overlaps a gradient or is a round, the record does not say how
+          long it took, nor does it where the master is busy most of the time; then one is measured here and now,
+          beside p - 1 processes that compute, on the machine of the run and no busier than it was then.
 overhead  What the step loop spent on an exchange beyond what was not hidden behind a gradient: a worker's own time for
-sending and
-          collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in rounds, where
-          the loop's seconds are those of waiting for the slowest.
+          sending and collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in
+          rounds, where the loop's seconds are those of waiting for the slowest.
 
 Bandwidth stays unlimited: on one machine no vector travels, and the latency belongs to the size of this one.
 
@@ -58,9 +53,7 @@ _SPENT = ("seconds_compute", "seconds_data", "seconds_other")
 
 @dataclass(frozen=True)
 class Measured:
-    """What the record of a run says. `steps`: of each worker [rows, 2], how many steps and the seconds of them all,
-    exchanges left out.
-    """
+    """What the record says. `steps`: of each worker [rows, 2], how many steps and their seconds without exchanges."""
 
     tau: int
     steps: list[np.ndarray]
@@ -92,19 +85,11 @@ class Calibration:
 
     def settings(self) -> dict[str, float | list[float]]:
         """By name, as launcher=simulated has them."""
-        return {
-            "compute": self.compute,
-            "speeds": self.speeds,
-            "service": self.service,
-            "latency": self.latency,
-            "overhead": self.overhead,
-        }
+        return {name: getattr(self, name) for name in ("compute", "speeds", "service", "latency", "overhead")}
 
 
 def read(run: Path, s: Settings) -> Measured:
-    """What the record of the run in this directory, with these settings, has to say. Raises UsageError where it is not
-    enough.
-    """
+    """What the record of the run in this directory, with these settings, says. Raises UsageError for too little."""
     summary = summary_of(run)
     if s.launcher["name"] not in ("local", "distributed"):
         raise UsageError(
@@ -177,9 +162,7 @@ def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
 
 
 def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
-    """The settings with which a simulation takes the time that the run took; `measured_exchange`: called where the
-    record does not tell.
-    """
+    """Settings with which a simulation takes as long as the run; `measured_exchange`: if the record does not tell."""
     p = len(m.steps)
     means = [float(of[:, 1].sum() / of[:, 0].sum()) for of in m.steps]
     mean = math.fsum(means) / p
@@ -203,9 +186,7 @@ def _steps(rows: list[Row]) -> np.ndarray:
 
 
 def _equally_likely(steps: np.ndarray) -> list[float]:
-    """Seconds of a step as `_VALUES` equally likely ones: the means of as many equal shares of all steps, sorted by
-    length.
-    """
+    """Seconds of a step as `_VALUES` equally likely ones: means of as many equal shares of all steps by length."""
     steps = steps[np.argsort(steps[:, 1] / steps[:, 0])]
     # Lorenz's curve: seconds of the shortest steps, as many as there are
     upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])

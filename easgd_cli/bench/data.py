@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _SECONDS = 0.3  # of each window
 _SECONDS_OF_PHOTOS = 1.0
 
 
-def run(images: Images, batch_size: int, windows: int) -> list[Row]:
+def run(images: Images, batch_size: int, windows: int) -> Row:
     """Images a second, ready for the net: cropped, mirrored and normalised as the set asks, as floats in batches of
     `batch_size`.
 
@@ -38,21 +39,13 @@ def run(images: Images, batch_size: int, windows: int) -> list[Row]:
         )
     loader: Any = torch.utils.data.DataLoader(_OneByOne(images), batch_size, shuffle=True)  # type: ignore[arg-type]
     ours, theirs = _batches(images, batch_size), _again_and_again(loader)
+    figure, peer = (partial(_rate, work, time.perf_counter, _SECONDS) for work in (ours, theirs))
+    what = f"batches of {batch_size} images {_by(images.input_shape)}, one core"
     with _one_thread():
-        return [
-            alternate(
-                f"batches of {batch_size} images {_by(images.input_shape)}, one core",
-                lambda: _rate(ours, time.perf_counter, _SECONDS),
-                "torchvision DataLoader",
-                lambda: _rate(theirs, time.perf_counter, _SECONDS),
-                "images/s",
-                windows,
-                target=5.0,
-            )
-        ]
+        return alternate(what, figure, "torchvision DataLoader", peer, "images/s", windows, target=5.0)
 
 
-def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> list[Row]:
+def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> Row:
     """Images a CPU second, ready for the net, against torchvision's ImageFolder on the originals, which it decodes,
     resizes and crops.
 
@@ -63,28 +56,12 @@ def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: 
     loader: Any = torch.utils.data.DataLoader(datasets.ImageFolder(str(originals), seen), batch_size, shuffle=True)
     ours, theirs = _batches(replace(images, loaders=0), batch_size), _again_and_again(loader)
 
-    def a_second(work: Callable[[], int]) -> float:
-        return _rate(work, time.process_time, _SECONDS_OF_PHOTOS)
-
+    figure, peer = (partial(_rate, work, time.process_time, _SECONDS_OF_PHOTOS) for work in (ours, theirs))
     keep_freed_memory()  # as a worker does: a batch of photos is 75 MB
+    source, target = ("the resized copy", 4.0) if isinstance(images.train, Shards) else ("the originals", None)
+    what = f"batches of {batch_size} photos {_by(images.crop)} from {source}, one core"
     with _one_thread():
-        prepared = isinstance(images.train, Shards)
-        what = (
-            f"batches of {batch_size} photos {_by(images.crop)} from "
-            f"{'the resized copy' if prepared else 'the originals'}, one core"
-        )
-        target = 4.0 if prepared else None
-        return [
-            alternate(
-                what,
-                lambda: a_second(ours),
-                "torchvision ImageFolder",
-                lambda: a_second(theirs),
-                "images/CPU s",
-                windows,
-                target,
-            )
-        ]
+        return alternate(what, figure, "torchvision ImageFolder", peer, "images/CPU s", windows, target)
 
 
 def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: float) -> float:
@@ -143,9 +120,7 @@ def _by(sides: tuple[int, ...]) -> str:
 
 
 class _OneByOne:
-    """The set as torchvision keeps it: an array for each image, turned into a picture and through its transforms one at
-    a time.
-    """
+    """The set as torchvision keeps it: an array for each image, made a picture and transformed one at a time."""
 
     def __init__(self, images: Images):
         self._transform = vision.torchvision().transforms.Compose(_seen(images, images.input_shape[1:]))

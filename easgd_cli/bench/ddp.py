@@ -1,6 +1,4 @@
-"""The synchronous peer: PyTorch's DistributedDataParallel, which averages the gradients of all processes at
-every step.
-"""
+"""The synchronous peer: DistributedDataParallel, which averages the gradients of all processes at every step."""
 
 from __future__ import annotations
 

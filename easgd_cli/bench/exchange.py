@@ -23,6 +23,7 @@ import torch
 from easgd_cli.algorithms import slices
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row, alternate, rate
+from easgd_cli.bench.plain import heard
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
@@ -35,16 +36,14 @@ from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
-_EXCHANGES = 200  # whose median counts
+_EXCHANGES = 200  # of which the median is taken
 SEVERAL = (2, 4)  # masters, a slice of the center each
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the paper's ImageNet net)": 61_128_808}
 
 
 def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """The rule and the exchange of `method`, whose name is `algo`, at three sizes, in GB/s by EASGD's streams; the
-    worker on `device`.
-    """
+    """Rule and exchange of `method`, called `algo`, at three sizes, in GB/s by EASGD's streams; worker on `device`."""
     torch.set_num_threads(1)
     for net, size in _SIZES.items():
         name = f"{algo}, {net}"
@@ -108,9 +107,8 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
     center = Center(method.variables[CENTER], vectors.tensors, ledger=Ledger(noted, 1))
     lent = SharedTensors.of({"message": torch.rand(size), "reply": torch.rand(size)})
     blocks = center.lend(lent["message"], lent["reply"])
-    return _against_copy(
-        f"the center's rule, {name}", lambda: center.receive(blocks), _RULE_STREAMS, size, windows, 0.8
-    )
+    rule = partial(center.receive, blocks)
+    return _against_copy(f"the center's rule, {name}", rule, _RULE_STREAMS, size, windows, 0.8)
 
 
 def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int, masters: int = 1) -> Row:
@@ -124,15 +122,8 @@ def _exchange(method: Method, name: str, size: int, device: torch.device, window
 
         on = "" if device.type == "cpu" else f" with its center on {device},"
         on = on if masters == 1 else f" masters={masters},"
-        return _against_copy(
-            f"a whole exchange with its pull,{on} {name}",
-            exchange,
-            _RULE_STREAMS + _PULL_STREAMS,
-            size,
-            windows,
-            0.7 if masters == 1 else None,
-            device,
-        )
+        what, streams = f"a whole exchange with its pull,{on} {name}", _RULE_STREAMS + _PULL_STREAMS
+        return _against_copy(what, exchange, streams, size, windows, 0.7 if masters == 1 else None, device)
 
 
 def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
@@ -160,14 +151,9 @@ def _exchange_over_bus(method: Method, name: str, size: int, device: torch.devic
 
 
 def _against_copy(
-    what: str,
-    work: Callable[[], None],
-    streams: int,
-    size: int,
-    windows: int,
-    target: float | None,
+    what: str, work: Callable[[], None], streams: int, size: int, windows: int, target: float | None,
     device: torch.device = _HOST,
-) -> Row:
+) -> Row:  # fmt: skip
     shared = SharedTensors.of({"from": torch.rand(size), "to": torch.rand(size)})
     source, copied = (shared[name].to(device) for name in ("from", "to"))
     seconds, wait = 0.3 if size > 1_000_000 else 0.1, partial(torch.get_device_module(device).synchronize, device)
@@ -193,9 +179,7 @@ def _against_copy(
 def _served(
     method: Method, size: int, device: torch.device, center: torch.device, masters: int = 1
 ) -> Iterator[SharedWorkerEnd]:
-    """A session of a worker on `device` with masters in processes of their own, whose vectors lie on the device
-    `center`.
-    """
+    """A session of a worker on `device` with masters, processes whose vectors lie on the device `center`."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         link = Link.new(0, method, size, torch.float32, masters=masters)
@@ -225,8 +209,7 @@ def _served(
 def _started(child: Child) -> Iterator[None]:
     """The child runs for as long as this lasts."""
     try:
-        while child.channel.wait()[0]["kind"] != "ready":
-            pass
+        heard(child, "ready")
         child.channel.post({"kind": "start", "began": time.monotonic()})
         yield
     finally:

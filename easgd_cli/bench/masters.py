@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from easgd_cli.algorithms.slices import slices
-from easgd_cli.bench.measure import Row, number
-from easgd_cli.bench.network import ALGO, Session, accepted, ask_gloo, dismiss, joined, spread, together
+from easgd_cli.bench.measure import Row, number, spread
+from easgd_cli.bench.network import ALGO, Session, accepted, ask_gloo, dismiss, joined, together
 from easgd_cli.launcher.hosts.far_sessions import OutgoingSession
 from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, exchange, link_of, memory_of
 from easgd_cli.launcher.hosts.measured_gloo import Gloo
@@ -53,9 +53,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of each window, with so many masters: of an exchange of one worker `alone`, and of one of each at once;
-    beside them gloo's.
-    """
+    """Seconds of each window: of an exchange of one worker `alone`, and of one of each at once; beside them gloo's."""
 
     layout: Layout
     masters: int

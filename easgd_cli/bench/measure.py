@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -26,6 +26,14 @@ class Row:
     windows: int
     target: float | None = None
 
+    @classmethod
+    def of(
+        cls, what: str, pairs: Sequence[tuple[float, float]], peer_name: str, unit: str, target: float | None = None
+    ) -> Row:
+        """`pairs`: figure and peer of each window."""
+        figure, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
+        return cls(what, figure, peer_name, peer, unit, *spread(f / p for f, p in pairs), len(pairs), target)
+
     def columns(self) -> dict[str, str]:
         """What a table shows of it, by heading."""
         return {
@@ -34,6 +42,12 @@ class Row:
             "range": f"{self.least:.3f} to {self.greatest:.3f}", "windows": str(self.windows),
             "target": "" if self.target is None else f">= {self.target:g}",
         }  # fmt: skip
+
+
+def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
+    """Median, least and greatest."""
+    found = sorted(ratios)
+    return statistics.median(found), found[0], found[-1]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -53,20 +67,10 @@ def rate(work: Callable[[], object], amount: float, least_seconds: float) -> flo
 
 
 def alternate(
-    what: str,
-    figure: Callable[[], float],
-    peer_name: str,
-    peer: Callable[[], float],
-    unit: str,
-    windows: int = 10,
+    what: str, figure: Callable[[], float], peer_name: str, peer: Callable[[], float], unit: str, windows: int = 10,
     target: float | None = None,
-) -> Row:
+) -> Row:  # fmt: skip
     """Measures `figure` and `peer` (rates) in turn, after one window of each that does not count."""
     figure()
     peer()
-    pairs = [(figure(), peer()) for _ in range(windows)]
-    ratios = [f / p for f, p in pairs]
-    return Row(
-        what, statistics.median(f for f, _ in pairs), peer_name, statistics.median(p for _, p in pairs), unit,
-        statistics.median(ratios), min(ratios), max(ratios), windows, target,
-    )  # fmt: skip
+    return Row.of(what, [(figure(), peer()) for _ in range(windows)], peer_name, unit, target)

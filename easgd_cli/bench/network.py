@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from easgd_cli.bench.measure import Row, number
+from easgd_cli.bench.measure import Row, number, spread
 from easgd_cli.errors import RunError
 from easgd_cli.launcher.hosts.door import CALLER, HELLO_SECONDS, Role
 from easgd_cli.launcher.hosts.measured_end import SILENCE, MasterProcess, link_of, memory_of
@@ -45,9 +45,7 @@ class Gloos:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one host: seconds of a word there and back, of a vector up and down, of an exchange, and of one of each of two
-    sessions at once.
-    """
+    """Of one host: seconds of a word there and back, a vector up and down, an exchange, and of two sessions at once."""
 
     name: str
     size: int
@@ -209,11 +207,6 @@ def _of(name: str, size: int, round_trip: float, found: list[tuple[float, ...]])
     return Costs(name, size, round_trip, up, down, alone, both, ratios, len(found), beside)
 
 
-def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
-    found = sorted(ratios)
-    return statistics.median(found), found[0], found[-1]
-
-
 class Session:
     """This end of a session, whose worker is at the other."""
 
@@ -265,9 +258,7 @@ def _rated(work: Callable[[], object]) -> float:
 
 
 def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
-    """Seconds in which each makes one exchange, all at once. `exchanges`: make so many, one after another. Raises what
-    they raise, once all have ended.
-    """
+    """Seconds in which each makes one exchange, all at once; `exchanges` make so many. Raises what they raise."""
     made = list(exchanges)
     with ThreadPoolExecutor(len(made)) as pool:
         began = time.perf_counter()

@@ -1,6 +1,4 @@
-"""The peer of every step benchmark: a plain hand-written PyTorch loop, on the same net, data and batches, doing what
-the run is asked for.
-"""
+"""The peer of every step benchmark: a hand-written PyTorch loop on the same net, data and batches."""
 
 from __future__ import annotations
 
@@ -78,11 +76,8 @@ class Loop:
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
             while self._next <= t + self._images.ahead:  # as many decoded ahead as a worker has
-                self._begun.append(
-                    self._images.begin(
-                        self._batches.indices(self._start.worker, self._next), self._generator, self._dtype
-                    )
-                )
+                indices = self._batches.indices(self._start.worker, self._next)
+                self._begun.append(self._images.begin(indices, self._generator, self._dtype))
                 self._next += 1
             inputs, targets = self._task.parted(*self._begun.popleft()())
             self._optimizer.zero_grad()
@@ -133,11 +128,11 @@ def side_by_side(name: str, maker: ProgramMaker, starts: Sequence[Any], batch_si
         for i, start in enumerate(starts):
             children.append(Child(f"{name}_{i}", maker, start, logs / f"{name}_{i}.log"))
         for child in children:
-            _wait(child, "ready")
+            heard(child, "ready")
         for child in children:
             child.channel.post({"kind": "start", "began": time.monotonic()})
         return sum(
-            start.steps * batch_size / _wait(child, "looped")["seconds"]
+            start.steps * batch_size / heard(child, "looped")["seconds"]
             for start, child in zip(starts, children, strict=True)
         )
 
@@ -149,7 +144,8 @@ def _end(children: list[Child]) -> None:
         child.close()
 
 
-def _wait(child: Child, kind: str) -> dict[str, Any]:
+def heard(child: Child, kind: str) -> dict[str, Any]:
+    """The next message of this kind. Raises RunError when the child has failed or ended."""
     while True:
         try:
             message, _ = child.channel.wait()

@@ -4,18 +4,17 @@ alone as DistributedDataParallel makes it: of a gradient in buckets of 25 MiB, a
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from easgd_cli.algorithms.base import CENTER, Method
 from easgd_cli.bench.measure import Row
+from easgd_cli.bench.plain import heard
 from easgd_cli.launcher.hosts.measured_gloo import BUCKET
 from easgd_cli.launcher.processes.child import Child
 from easgd_cli.system.channel import Channel
@@ -96,11 +95,7 @@ def run(algo: str, method: Method, workers: int, windows: int) -> Iterator[Row]:
         spent = _measured(method, size, workers, windows, rounds=max(2, int(_SECONDS / (size * 1.2e-8))))
         what = f"a round by an all-reduce, {algo}, {name}, {workers} workers"
         for place, peer in ((1, "over sessions"), (2, "DistributedDataParallel's all-reduce")):
-            ratios = [seconds[place] / seconds[0] for seconds in spent]
-            yield Row(
-                what, statistics.median(1 / s[0] for s in spent), peer, statistics.median(1 / s[place] for s in spent),
-                "rounds/s", statistics.median(ratios), min(ratios), max(ratios), len(ratios),
-            )  # fmt: skip
+            yield Row.of(what, [(1 / seconds[0], 1 / seconds[place]) for seconds in spent], peer, "rounds/s")
 
 
 def _measured(method: Method, size: int, workers: int, windows: int, rounds: int) -> list[Sequence[float]]:
@@ -126,16 +121,10 @@ def _measured(method: Method, size: int, workers: int, windows: int, rounds: int
             stack.callback(child.close)
             stack.callback(child.kill)
         for child in children:
-            _heard(child, "ready")
+            heard(child, "ready")
         for child in children:
             child.channel.post({"kind": "start", "began": time.monotonic()})
-        return [_heard(children[len(masters)], "spent")["seconds"] for _ in range(windows + 1)][1:]
-
-
-def _heard(child: Child, kind: str) -> dict[str, Any]:
-    while (message := child.channel.wait()[0])["kind"] != kind:
-        pass
-    return message
+        return [heard(children[len(masters)], "spent")["seconds"] for _ in range(windows + 1)][1:]
 
 
 def _links(method: Method, size: int, workers: int, summed: bool) -> list[Link]:

@@ -18,7 +18,7 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.experiment import build
 from easgd_cli.launcher import kinds
 from easgd_cli.launcher.job import Job
-from easgd_cli.record.metrics import Row, worker_name
+from easgd_cli.record.metrics import PARTS, Row, worker_name
 from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.system.files import scratch_directory
@@ -43,10 +43,8 @@ def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, di
             # its launcher took the signal, and the benchmark is to end by it, too
             signal.raise_signal(outcome.exit_code - 128)
         if outcome.status != "completed":
-            many, why = (
-                f"{s.workers} worker{'s' if s.workers > 1 else ''}",
-                f": {outcome.reason}" if outcome.reason else "",
-            )
+            many = f"{s.workers} worker{'s' if s.workers > 1 else ''}"
+            why = f": {outcome.reason}" if outcome.reason else ""
             raise RunError(f"{s.algo['name']}, {many}: the run to be measured is {outcome.status}{why}.")
         yield directory, outcome.summary
 
@@ -75,9 +73,7 @@ def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tupl
 
 
 def _little_to_test(images: Dataset | None) -> Dataset | None:
-    """The same training images with a few test images: a run that is only timed need not be measured on all of
-    ImageNet's at its end.
-    """
+    """The same training images with a few test images: a run that is only timed need not be measured on many."""
     if isinstance(images, Images):
         return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
     if isinstance(images, StoredImages):
@@ -91,4 +87,4 @@ def _rate(rows: list[Row], batch_size: int) -> float:
 
 
 def _loop(row: Row) -> float:
-    return float(sum(row[f"seconds_{part}"] for part in ("compute", "data", "communication", "other")))
+    return float(sum(row[f"seconds_{part}"] for part in PARTS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from easgd_cli.bench.measure import Row, alternate
 from easgd_cli.bench.plain import plain_images_per_second
 from easgd_cli.bench.runs import images_per_second, steps_and_images
@@ -19,17 +21,9 @@ def against_plain(what: str, s: Settings, windows: int = 10, target: float | Non
     """
     prepared = build.prepare(s)
     steps, images = steps_and_images(what, s, prepared)
-    shared = images.share()
-    peer = f"{s.workers} plain loop{'s' if s.workers > 1 else ''}"
-    return alternate(
-        described(s),
-        lambda: images_per_second(s, prepared),
-        peer,
-        lambda: plain_images_per_second(s, shared, steps),
-        "images/s",
-        windows,
-        target,
-    )
+    name = f"{s.workers} plain loop{'s' if s.workers > 1 else ''}"
+    figure, peer = partial(images_per_second, s, prepared), partial(plain_images_per_second, s, images.share(), steps)
+    return alternate(described(s), figure, name, peer, "images/s", windows, target)
 
 
 def described(s: Settings) -> str:
@@ -37,6 +31,5 @@ def described(s: Settings) -> str:
     threads, many = worker_threads(s), s.workers
     return (
         f"{s.algo['name']}, {many} worker{'s' if many > 1 else ''}, tau={s.tau}, batch {s.batch_size}, "
-        f"{s.model['name']}, "
-        f"{threads} thread{'s' if threads > 1 else ''} each"
+        f"{s.model['name']}, {threads} thread{'s' if threads > 1 else ''} each"
     )

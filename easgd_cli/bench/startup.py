@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import re
-import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
+from easgd_cli.bench.measure import spread
 from easgd_cli.errors import RunError
 from easgd_cli.record.reader import read_rows
 from easgd_cli.system.files import scratch_directory
@@ -41,22 +41,12 @@ def run(overrides: list[str], workers: int, windows: int) -> Startup:
     """Measures `windows` times. Raises RunError when a run fails."""
     seconds = [_seconds_to_first_steps(overrides, workers) for _ in range(windows)]
     what = f"command to the first step of every one of {workers} worker{'s' if workers > 1 else ''}"
-    return Startup(
-        what,
-        workers,
-        statistics.median(seconds),
-        min(seconds),
-        max(seconds),
-        windows,
-        _TARGET if workers == 8 else None,
-    )
+    target = _TARGET if workers == 8 else None
+    return Startup(what, workers, *spread(seconds), windows, target)
 
 
 def _seconds_to_first_steps(overrides: list[str], workers: int) -> float:
-    """Runs `easgd train` with these overrides for one step and returns the seconds until the last worker had taken it.
-
-    Raises RunError when the run fails.
-    """
+    """Runs `easgd train` for one step; returns the seconds until the last worker had taken it. Raises RunError."""
     with scratch_directory() as directory:
         run = directory / "run"
         began = time.time()

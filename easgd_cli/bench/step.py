@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from easgd_cli.bench.ddp import data_parallel_images_per_second
 from easgd_cli.bench.measure import Row, alternate
@@ -35,17 +36,8 @@ def run(s: Settings, windows: int = 10) -> Iterator[Row]:
     shared = images.share()
     name = f"DistributedDataParallel on {backend(s)}, {s.workers} processes"
 
-    def peer() -> float:
-        return data_parallel_images_per_second(often, shared, steps)
-
-    yield alternate(
-        described(often), lambda: images_per_second(often, prepared), name, peer, "images/s", windows, target=1.0
-    )
-    yield alternate(
-        name,
-        peer,
-        f"{s.workers} plain loops",
-        lambda: plain_images_per_second(often, shared, steps),
-        "images/s",
-        windows,
-    )
+    peer = partial(data_parallel_images_per_second, often, shared, steps)
+    plain = partial(plain_images_per_second, often, shared, steps)
+    figure = partial(images_per_second, often, prepared)
+    yield alternate(described(often), figure, name, peer, "images/s", windows, target=1.0)
+    yield alternate(name, peer, f"{s.workers} plain loops", plain, "images/s", windows)

@@ -1,6 +1,4 @@
-"""Where a worker's seconds go, by number of workers and tau, in real runs: the paper's Table 4 (p. 24) on this
-hardware.
-"""
+"""Where a worker's seconds go, by workers and tau, in real runs: the paper's Table 4 (p. 24) on this hardware."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from easgd_cli.bench.measure import number
 from easgd_cli.bench.runs import recorded
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.record.metrics import PARTS
 from easgd_cli.settings.schema import Settings
 
 # By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data
@@ -31,9 +30,7 @@ _PAPERS_BATCH = 128
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's own row, None
-    where it has none.
-    """
+    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's row, if any."""
 
     what: str
     algo: str
@@ -50,9 +47,7 @@ class Spent:
     paper_steps: int | None
 
     def columns(self) -> dict[str, str]:
-        """What a table shows of it, by heading. In the order of the paper's: computation, data loading,
-        communication.
-        """
+        """What a table shows of it, by heading, in the paper's order: computation, data loading, communication."""
         spent = self.compute + self.data + self.communication + self.other
         return {
             "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
@@ -64,9 +59,7 @@ class Spent:
 
 
 def spent(s: Settings) -> Spent:
-    """Makes one run of `s` and tells where its seconds have gone. Raises UsageError without a length in steps, RunError
-    when it fails.
-    """
+    """Makes a run of `s` and tells where its seconds went. Raises UsageError without a length in steps, RunError."""
     prepared = build.prepare(s)
     if prepared.steps is None:
         raise UsageError(
@@ -84,7 +77,7 @@ def spent(s: Settings) -> Spent:
         tau=s.tau,
         batch_size=s.batch_size,
         steps=prepared.steps,
-        **{part: seconds[part] for part in ("compute", "data", "communication", "other")},
+        **{part: seconds[part] for part in PARTS},
         samples_per_second=speed,
         paper=paper,
         paper_steps=papers_steps if paper is not None else None,

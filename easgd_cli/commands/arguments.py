@@ -1,6 +1,4 @@
-"""The command line of `easgd train`: Hydra's options, in any order, and overrides, refused where Hydra would let a
-mistake pass.
-"""
+"""The command line of `easgd train`: options in any order, and overrides; mistakes that Hydra lets pass are refused."""
 
 from __future__ import annotations
 
@@ -17,11 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
-from easgd_cli.settings import schema
 from easgd_cli.settings.overrides import quote as quote
-
-GROUPS = (*schema.GROUPS, "experiment")
 
 # Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
 PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
@@ -37,9 +33,7 @@ ROOT = "config"  # the configuration that settings are composed from unless --co
 
 @dataclass(frozen=True)
 class Arguments:
-    """What was asked for. `overrides` are in Hydra's grammar; `show` are Hydra's own options that print and run
-    nothing.
-    """
+    """What was asked for. `overrides`: in Hydra's grammar; `show`: options of Hydra's that only print."""
 
     overrides: list[str]
     multirun: bool
@@ -109,9 +103,7 @@ def _depth(word: str) -> int:
 
 
 def with_search_path(arguments: Arguments) -> Arguments:
-    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra see
-    one thing.
-    """
+    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra agree."""
     if arguments.config_dir is None:
         return arguments
     if any(o.startswith("hydra.searchpath=") for o in arguments.overrides):
@@ -124,9 +116,7 @@ def with_search_path(arguments: Arguments) -> Arguments:
 
 
 def of_one_run(words: Sequence[str], command: str) -> Arguments:
-    """The settings of one run, for `command`, which makes none as easgd train does. Raises UsageError for what only
-    that takes.
-    """
+    """The settings of one run, for a `command` other than easgd train. Raises UsageError for what only that takes."""
     asked = with_search_path(parse(words))
     if asked.show or asked.multirun:
         raise UsageError(
@@ -184,9 +174,7 @@ def _not_meant(override: Override, key: str, value: str) -> str | None:
 
 
 def directory(override: Override | None) -> Path | None:
-    """The directory that `resume` or `replay` names, as it was written; None where it is not given, or null. Raises
-    UsageError.
-    """
+    """The directory that `resume` or `replay` names, as written; None: not given, or null. Raises UsageError."""
     written = None if override is None else override.value()
     if override is None or written is None:
         return None

@@ -1,31 +1,24 @@
-"""`easgd bench`: what computing, loading data and communicating cost on this hardware, each beside its
-floor or peer.
-"""
+"""`easgd bench`: what computing, data and communication cost on this hardware, each beside its floor or peer."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import shlex
-import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from easgd_cli.commands import arguments, compose, output, plan, single_run
+from easgd_cli.commands import arguments, calibrate, compose, plan, single_run
+from easgd_cli.commands.words import meant, taken
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import help_text, printable, tell
 
 if TYPE_CHECKING:
-    from easgd_cli.bench.calibrate import Calibration, Measured
     from easgd_cli.bench.measure import Row
     from easgd_cli.bench.startup import Startup
     from easgd_cli.bench.table4 import Spent
@@ -76,6 +69,9 @@ Settings are those of easgd train. --windows: how many windows of each side (10)
 """
 
 
+_WINDOWS = 10  # unless given
+
+
 @dataclass(frozen=True)
 class _Asked:
     """A benchmark's command line. `windows`: None where not given."""
@@ -87,22 +83,15 @@ class _Asked:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run that is measured
-    fails.
-    """
+    """Measures and prints tables; returns the exit status. Raises UsageError, and RunError when a run fails."""
     if not argv or "-h" in argv or "--help" in argv:
         print(help_text(_HELP), end="")
         return 0
     what, *rest = argv
     if what == "calibrate":
-        return _calibrate(rest)
+        return calibrate.main(rest)
     if what not in _MEASURED:
-        known = [*_MEASURED, "calibrate"]
-        near = difflib.get_close_matches(what, known, 1)
-        raise UsageError(
-            f"bench {what}: there is no such benchmark; "
-            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}.")
-        )
+        raise UsageError(f"bench {what}: there is no such benchmark; {meant(what, [*_MEASURED, 'calibrate'])}")
     asked = _parsed(what, rest)
     found = []
     console = Console()
@@ -121,18 +110,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(what: str, rest: Sequence[str]) -> _Asked:
-    windows, out, overrides = None, None, []
-    words = iter(rest)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option == "--windows":
-            windows = _whole(value if equals else next(words, ""))
-        elif option == "--json":
-            out = Path(named := value if equals else next(words, ""))
-            if not named:
-                raise UsageError("--json: name the file, such as --json figures.json.")
-        else:
-            overrides.append(word)
+    given, overrides = taken(rest, ("--windows", "--json"))
+    windows = _whole(given["--windows"]) if "--windows" in given else None
+    if given.get("--json") == "":
+        raise UsageError("--json: name the file, such as --json figures.json.")
+    out = Path(given["--json"]) if "--json" in given else None
     if out is not None and (not out.parent.is_dir() or out.is_dir()):
         raise UsageError(
             f"--json {out}: "
@@ -141,90 +123,10 @@ def _parsed(what: str, rest: Sequence[str]) -> _Asked:
     return _Asked(what, overrides, windows, out)
 
 
-def _calibrate(words: list[str]) -> int:
-    run, out, rest = None, None, iter(words)
-    for word in rest:
-        if word == "--yaml" or word.startswith("--yaml="):
-            out = Path(word.partition("=")[2] if "=" in word else next(rest, ""))
-        elif word.startswith("-") or run is not None:
-            raise UsageError(
-                f"bench calibrate {word}: takes one run directory, and --yaml FILE; see easgd bench --help."
-            )
-        else:
-            run = Path(word)
-    if run is None:
-        raise UsageError("bench calibrate: name the directory of a finished run of launcher=local or distributed.")
-    if not run.is_dir():
-        raise UsageError(f"bench calibrate {run}: there is no such directory.")
-    if out is not None and out.suffix != ".yaml":
-        raise UsageError(
-            f"--yaml {out}: is a file that ends in .yaml; options are found in a directory called launcher."
-        )
-    doubts: list[str] = []
-    settings = compose.resumed(str(run / "config.yaml"), [], {}, doubts)
-
-    from easgd_cli.bench import calibrate
-
-    measured = calibrate.read(run, settings)
-
-    def exchange() -> float:
-        from easgd_cli.bench.exchange import seconds_beside
-
-        if not calibrate.of_easgds_own(settings):
-            raise UsageError(
-                f"bench calibrate {run}: the record does not tell how long an exchange took, and measuring one would "
-                f"run the code of algo={settings.algo['name']}; give a run of a method of easgd's own."
-            )
-        print("The record does not tell how long an exchange took; measuring one on this machine.", file=sys.stderr)
-        return seconds_beside(build.method(settings), measured.nbytes // 4, busy=settings.workers - 1)
-
-    for sentence in doubts:
-        tell(sentence)
-    found = calibrate.calibrate(measured, exchange)
-    written = {name: _plain(value) for name, value in found.settings().items()}
-    for line in _derived(measured, found):
-        print(printable(line))
-    print(shlex.join(["launcher=simulated", *(f"launcher.{name}={value}" for name, value in written.items())]))
-    if out is not None:
-        lines = [
-            f"# What {run.name} measured: {settings.algo['name']}, {settings.workers} workers, tau={settings.tau}.",
-            "defaults: [simulated]",
-        ]
-        text = "\n".join([*lines, *(f"{name}: {value}" for name, value in written.items())]) + "\n"
-        output.put(out, lambda path: path.write_text(text, encoding="utf-8"))
-    return 0
-
-
-def _derived(m: Measured, c: Calibration) -> Iterator[str]:
-    """What was found, and from what, a line each."""
-    mean = statistics.fmean(c.compute)
-    source = "the step loop's waiting" if c.exchange == m.exchanging else "measured beside processes that compute"
-    for name, seconds, said in (
-        ("a step", mean, f"from {min(c.compute) * 1000:.4g} to {max(c.compute) * 1000:.4g} ms, exchanges left out"),
-        (
-            "service",
-            c.service,
-            f"the master's CPU time for each of {m.exchanges:,} messages, {m.service * 1000:.4g} ms, or the "
-            "exchange where that is less",
-        ),
-        ("an exchange", c.exchange, f"{source}; {c.queueing * 1000:.2g} ms of it behind others"),
-        ("latency", c.latency, "half of what an exchange takes beyond service and queue"),
-        ("overhead", c.overhead, f"of a worker for each exchange: {100 * c.overhead / m.tau / mean:.2g} % of a step"),
-    ):
-        yield f"{name:<12} {seconds * 1000:8.4g} ms  {said}"
-
-
-def _plain(value: float | list[float]) -> str:
-    """Four digits, as Hydra and YAML read them: never 1e-05, which is a text to YAML."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_plain, value))}]"
-    return format(Decimal(f"{value:.4g}"), "f") if value else "0.0"
-
-
 def _step(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.bench.step import run
 
-    return run(_timed(asked, _settings(asked)), _windows(asked))
+    return run(_timed(asked, _settings(asked)), asked.windows or _WINDOWS)
 
 
 def _scaling(asked: _Asked) -> Iterator[Row]:
@@ -234,7 +136,7 @@ def _scaling(asked: _Asked) -> Iterator[Row]:
     if len({s.workers for s in several}) == 1:
         several = [replace(s, workers=p) for s in several for p in range(1, s.workers + 1)]
     for s in several:
-        yield against_plain("scaling", s, _windows(asked))
+        yield against_plain("scaling", s, asked.windows or _WINDOWS)
 
 
 def _table4(asked: _Asked) -> Iterator[Spent]:
@@ -259,12 +161,12 @@ def _exchange(asked: _Asked) -> Iterator[Row]:
     if s.launcher.get("transport") == "collective":
         from easgd_cli.bench import rounds
 
-        return rounds.run(s.algo["name"], build.method(s), s.workers, _windows(asked))
+        return rounds.run(s.algo["name"], build.method(s), s.workers, asked.windows or _WINDOWS)
     import torch
 
     from easgd_cli.system.devices import deal_devices
 
-    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), _windows(asked))
+    return run(s.algo["name"], build.method(s), torch.device(deal_devices(s.device, 1)[0]), asked.windows or _WINDOWS)
 
 
 def _data(asked: _Asked) -> Iterator[Row]:
@@ -277,7 +179,8 @@ def _data(asked: _Asked) -> Iterator[Row]:
     if images is None:
         raise UsageError(f"bench data problem={s.problem['name']}: this problem has no data set; use problem=dataset.")
     if isinstance(images, Images):
-        return iter(run(images, s.batch_size, _windows(asked)))
+        yield run(images, s.batch_size, asked.windows or _WINDOWS)
+        return
     if not isinstance(images, StoredImages):
         raise UsageError(f"bench data dataset={s.dataset['name']}: is held against torchvision on images; use those.")
     originals = Path(s.dataset.get("root", "")) / "train"
@@ -286,7 +189,7 @@ def _data(asked: _Asked) -> Iterator[Row]:
             f"bench data dataset={s.dataset['name']}: torchvision's peer reads the originals, and {originals} is "
             "not there."
         )
-    return iter(run_stored(images, originals, s.batch_size, _windows(asked)))
+    yield run_stored(images, originals, s.batch_size, asked.windows or _WINDOWS)
 
 
 def _network(asked: _Asked) -> Iterator[Row]:
@@ -298,19 +201,14 @@ def _network(asked: _Asked) -> Iterator[Row]:
     from easgd_cli.transport.base import SessionEnded
     from easgd_cli.transport.connection import ConnectionEnded
 
-    words, numbers, gloo, counts = list[str](), {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, False, list[int]()
-    rest = iter(asked.overrides)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in numbers:
-            numbers[option] = _positive(option, value if equals else next(rest, ""))
-        elif word == "--gloo":
-            gloo = True
-        elif option == "masters" and "," in value:
-            counts = [_whole(count, "masters=") for count in value.split(",")]
-            words.append(f"masters={max(counts)}")
-        else:
-            words.append(word)
+    numbers, counts = {"--hosts": 1.0, "--step": 0.0, "--share": 0.05}, list[int]()
+    given, words = taken(asked.overrides, numbers)
+    numbers |= {option: _positive(option, value) for option, value in given.items()}
+    gloo, words = "--gloo" in words, [word for word in words if word != "--gloo"]
+    for at, word in enumerate(words):
+        if word.startswith("masters=") and "," in word:
+            counts = [_whole(count, "masters=") for count in word.removeprefix("masters=").split(",")]
+            words[at] = f"masters={max(counts)}"
     if counts and numbers["--step"]:
         raise UsageError("bench network --step: tau is proposed for one master; leave out --step or the list masters=.")
     s = _settings(replace(asked, overrides=["launcher=distributed", *words]))
@@ -321,7 +219,7 @@ def _network(asked: _Asked) -> Iterator[Row]:
     listener, where = launcher.listen()
     tell(f"measuring the links to {numbers['--hosts']:.0f} hosts; on each: easgd join {where}")
     known = secret("launcher.address", listener.getsockname()[0])
-    hosts, windows = int(numbers["--hosts"]), _windows(asked)
+    hosts, windows = int(numbers["--hosts"]), asked.windows or _WINDOWS
     try:
         if counts:
             layout = masters.Layout(counts, launcher.masters_here or max(counts), launcher.places_here > 0, hosts)
@@ -361,7 +259,7 @@ def _startup(asked: _Asked) -> Iterator[Startup]:
             f"{fixed.partition('=')[0]}=."
         )
     s = _timed(asked, _settings(asked))
-    yield run(asked.overrides, s.workers, _windows(asked))
+    yield run(asked.overrides, s.workers, asked.windows or _WINDOWS)
 
 
 _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
@@ -419,10 +317,6 @@ def _several(asked: _Asked) -> list[Settings]:
     for words, sentence in planned.left_out:
         tell(f"left out: {words}. {sentence}")
     return [_timed(asked, member.settings) for member in planned.jobs]
-
-
-def _windows(asked: _Asked) -> int:
-    return asked.windows if asked.windows is not None else 10
 
 
 def _whole(text: str, key: str = "--windows ") -> int:

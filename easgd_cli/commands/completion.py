@@ -51,13 +51,11 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
 
 
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
-    """Whether a setting is there to be written: no maker's place, and no name but where the option chosen in `words`
-    asks for one.
-    """
+    """Whether users write this setting: no maker's place, and a name only where the option chosen in `words` asks."""
     group, _, key = offered.removesuffix("=").rpartition(".")
     if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
         return False
-    if key != "name" or group not in arguments.GROUPS:
+    if key != "name" or group not in configs.GROUPS:
         return True
     chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{group}=")), "")
     return (configs.directory() / group / f"{chosen}.yaml").is_file() and "name" in configs.settings(group, chosen)
@@ -80,9 +78,7 @@ def offered(line: str, commands: Sequence[str]) -> list[str] | None:
 
 
 def _paths(begun: str) -> list[str]:
-    """What lies where `begun` points, directories with a slash at the end; only names that a shell takes as
-    they are.
-    """
+    """What lies where `begun` points, directories with a slash; only names that a shell takes as they are."""
     directory, name = os.path.split(begun)
     with suppress(OSError), os.scandir(os.path.expanduser(directory) or ".") as entries:
         found = sorted(

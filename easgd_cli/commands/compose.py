@@ -11,7 +11,7 @@ import functools
 import json
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from easgd_cli.commands import configs, names, own_option, refusals
-from easgd_cli.commands.arguments import GROUPS, ROOT
+from easgd_cli.commands.arguments import ROOT
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.record import reader, run_directory
 from easgd_cli.settings import faults, schema, targets
@@ -40,17 +41,16 @@ for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
 # Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-OmegaConf.register_new_resolver(
-    "named_by", lambda prefix, overrides, but=(), digits=None: _named_by(prefix, overrides, but, digits), replace=True
-)
 
 
-def _named_by(prefix: str, overrides: typing.Iterable[str], but: typing.Iterable[str], digits: int | None) -> str:
+def _named_by(prefix: str, overrides: Iterable[str], but: Iterable[str] = (), digits: int | None = None) -> str:
     """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
     left_out = set(but)
     given = [o for o in as_given(overrides) if o.partition("=")[0] not in left_out]
     return run_directory.named_by(given, prefix, digits)
 
+
+OmegaConf.register_new_resolver("named_by", _named_by, replace=True)
 
 _STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
 
@@ -153,9 +153,7 @@ def options(group: str, overrides: Sequence[str]) -> list[str]:
 
 
 def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | None]) -> Settings:
-    """The dataclasses, every interpolation resolved. Raises UsageError for values that are missing or do
-    not resolve.
-    """
+    """The dataclasses, interpolations resolved. Raises UsageError for values that are missing or do not resolve."""
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as e:
@@ -222,9 +220,7 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
-    """Refuses `model.name=` and the like for all but makers that take a name: for others it would be a label that
-    misleads.
-    """
+    """Refuses `model.name=` and the like where the maker takes no name: it would be a label that misleads."""
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
         if group == "dataset" and key == "target":
@@ -239,9 +235,7 @@ def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[s
 
 
 def _store(group: str, target: str) -> None:
-    """Makes `module:callable` an option of `group`, with the callable's own parameters as its settings. Raises
-    UsageError.
-    """
+    """Makes `module:callable` an option of `group`, its parameters being the settings. Raises UsageError."""
     node, unused = own_option.of(group, target)
     if unused:
         node["defaults"] = [{f"override /{other}@_global_.{other}": "none"} for other in unused] + ["_self_"]

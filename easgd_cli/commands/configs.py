@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from easgd_cli.settings.schema import GROUPS
+from easgd_cli.settings import schema
 from easgd_cli.settings.shipped import directory as directory
 
+GROUPS = (*schema.GROUPS, "experiment")  # whose options can be chosen
 _CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
-_ORDER = (*GROUPS, "experiment")
 
 
 def options(group: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ def defaults() -> dict[str, str | None]:
     chosen = {
         key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key
     }
-    return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0])))
+    return dict(sorted(chosen.items(), key=lambda item: GROUPS.index(item[0])))
 
 
 def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
     row = rows["all"] | rows.get(method, {}) if method in rows else {}
     of_step = steps.get(local, {})
     row |= rows[of_step] if isinstance(of_step, str) else of_step
-    if "eta" not in row or not row:
+    if "eta" not in row:
         return {}
     if row.pop("shared", False):
         row["eta"] /= workers
@@ -127,9 +127,7 @@ def _headline(path: Path) -> str:
 
 
 def of_today(saved: Any) -> Any:
-    """A run's configuration, where a classification's settings stand among the problem's, as before there were tasks,
-    by today's names.
-    """
+    """A run's configuration by today's names: before there were tasks, `problem` had a classification's settings."""
     problem = saved.get("problem") if isinstance(saved, dict) else None
     if not isinstance(problem, dict) or "task" in saved:
         return saved

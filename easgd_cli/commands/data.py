@@ -1,10 +1,7 @@
-"""`easgd data`: makes the resized copy of a data set of photos, or decodes everything in a data set and says what is
-wrong.
-"""
+"""`easgd data`: makes the resized copy of a data set of photos, or decodes all of a data set and says what is wrong."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import arguments, compose
+from easgd_cli.commands.words import meant
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
+from easgd_cli.record.display import clock
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
@@ -52,11 +51,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     what, *rest = argv
     if what not in _WHAT:
-        near = difflib.get_close_matches(what, _WHAT, 1)
-        raise UsageError(
-            f"data {what}: there is no such action; "
-            + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(_WHAT)}.")
-        )
+        raise UsageError(f"data {what}: there is no such action; {meant(what, _WHAT)}")
     settings = _settings(what, rest)
     return _prepare(settings) if what == "prepare" else _verify(settings)
 
@@ -112,13 +107,8 @@ class _Progress:
             return
         self._said = now
         rate = (done - self._first) / max(now - self._began, 1e-9)
-        left = int((total - done) / rate) if rate else 0
-        print(
-            f"{done:,} of {total:,} images, {rate:,.0f} a second, "
-            f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        left = clock(int((total - done) / rate) if rate else 0)
+        print(f"{done:,} of {total:,} images, {rate:,.0f} a second, {left} left", file=sys.stderr, flush=True)
 
 
 def _verify(s: Settings) -> int:
@@ -139,12 +129,8 @@ def _verify(s: Settings) -> int:
                 progress(before + done, total)
             before += done
         root, side, directory = _place(s)
-        both = (
-            name in photos.LISTED
-            and (directory / preparation.INDEX).exists()
-            and (Path(root).expanduser() / "train").is_dir()
-        )
-        if both and not preparation.current(photos.LISTED[name](root), directory, side):
+        both = (directory / preparation.INDEX).exists() and (Path(root).expanduser() / "train").is_dir()
+        if name in photos.LISTED and both and not preparation.current(photos.LISTED[name](root), directory, side):
             wrong += 1
             print(f"{directory}: is not the copy of what lies in {root} now; easgd data prepare brings it up to date")
     of_what = "" if images.num_classes is None else f" of {images.num_classes:,} classes"
@@ -162,13 +148,8 @@ def _place(s: Settings) -> tuple[str, int, Path]:
 
     root = targets.convert("dataset.root", s.dataset.get("root"), str)
     side = targets.convert("dataset.resize", s.dataset.get("resize"), int)
-    return (
-        root,
-        side,
-        photos.prepared_directory(
-            root, side, targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None)
-        ),
-    )
+    prepared = targets.convert("dataset.prepared", s.dataset.get("prepared"), str | None)
+    return root, side, photos.prepared_directory(root, side, prepared)
 
 
 def _settings(what: str, words: Sequence[str]) -> Settings:

@@ -1,6 +1,4 @@
-"""`easgd eval`: measures what a run has saved, on its own data set or another, and says which classes it takes for
-which.
-"""
+"""`easgd eval`: measures what a run has saved, on its data set or another, and says which classes it confuses."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from easgd_cli.commands import arguments, compose, foreign_code, output, single_run
+from easgd_cli.commands.words import taken
 from easgd_cli.errors import UsageError
 from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
@@ -124,11 +123,7 @@ def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
     try:
         return build.problem(settings, data, torch.device(device))
     except UsageError as e:
-        if (
-            asked.what.startswith("worker_")
-            or settings.init is None
-            or not str(e).startswith(given := f"init={settings.init}")
-        ):
+        if asked.what.startswith("worker_") or not str(e).startswith(given := f"init={settings.init}"):
             raise
         # what to do about it is of a run that begins with the file
         fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
@@ -139,23 +134,14 @@ def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
 
 
 def _parse(argv: Sequence[str]) -> _Asked:
-    files: dict[str, Path] = {}
-    config_dir: str | None = None
-    words, rest = [], iter(argv)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option in ("--config-dir", "--json", "--export"):
-            value = value if equals else next(rest, "")
-        if option == "--config-dir":
-            config_dir = value
-        elif option in ("--json", "--export"):
-            if not value or not Path(value).absolute().parent.is_dir():
-                raise UsageError(f"{option} {value}: names a file in a directory that is there.")
-            files[option] = Path(value)
-        elif word.startswith("-"):
-            raise UsageError(f"{word}: there is no such option; see easgd eval --help.")
-        else:
-            words.append(word)
+    given, words = taken(argv, ("--config-dir", "--json", "--export"))
+    config_dir = given.pop("--config-dir", None)
+    for option, value in given.items():
+        if not value or not Path(value).absolute().parent.is_dir():
+            raise UsageError(f"{option} {value}: names a file in a directory that is there.")
+    if strange := next((word for word in words if word.startswith("-")), None):
+        raise UsageError(f"{strange}: there is no such option; see easgd eval --help.")
+    files = {option: Path(value) for option, value in given.items()}
     if not words:
         raise UsageError("eval: name the directory of a run; see easgd eval --help.")
     run = Path(words.pop(0))
@@ -202,12 +188,9 @@ def _settings(asked: _Asked, doubts: list[str]) -> Settings:
     try:
         reader.open_file(file).close()
     except reader.MissingFile:
-        status = reader.status_of(asked.run) or "not known"
-        reason = (
-            "this run keeps no average"
-            if asked.what == "average" and settings.average["name"] == "none"
-            else f"its status is {status}"
-        )
+        reason = f"its status is {reader.status_of(asked.run) or 'not known'}"
+        if asked.what == "average" and settings.average["name"] == "none":
+            reason = "this run keeps no average"
         raise UsageError(
             f"eval {asked.run} {asked.what}: there is no {file.name} ({reason}); a worker of its newest "
             "checkpoint can be measured as worker_00."
@@ -269,10 +252,8 @@ def _export(path: Path, state: Mapping[str, Tensor], said: Mapping[str, Any]) ->
         raise UsageError(
             f"--export {path}: needs the package safetensors; install it with pip install safetensors."
         ) from None
-    output.put(
-        path,
-        lambda beside: save_file(dict(state), str(beside), metadata={key: str(value) for key, value in said.items()}),
-    )
+    metadata = {key: str(value) for key, value in said.items()}
+    output.put(path, lambda beside: save_file(dict(state), str(beside), metadata=metadata))
 
 
 def _figures(said: Mapping[str, Any], metrics: Metrics) -> Table:
@@ -306,13 +287,8 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
 
 
 def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
-    table = Table(
-        title="test samples of a class (row) by what they are taken for",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
+    title = "test samples of a class (row) by what they are taken for"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("", overflow="fold")  # gives way where there is too little room, and the counts do not
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

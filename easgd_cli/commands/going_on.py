@@ -1,6 +1,4 @@
-"""A run that goes on from its last checkpoint: what may change, and whether anything is left to do. Of the command line
-and from Python.
-"""
+"""A run that goes on from its last checkpoint: what may change, and whether anything is left. Also from Python."""
 
 from __future__ import annotations
 
@@ -60,13 +58,9 @@ def changes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    path: Path,
-    settings: Settings,
-    before: Settings,
-    asked: Asked,
-    doubts: list[str],
+    path: Path, settings: Settings, before: Settings, asked: Asked, doubts: list[str],
     around: Callable[[Settings, Launcher], Launcher] = lambda _, launcher: launcher,
-) -> Outcome | str:
+) -> Outcome | str:  # fmt: skip
     """Goes on with the run in `path`, whose settings were those `before`, with these; a sentence where nothing is left
     to do. `around`: makes of the launcher that is named the one that is called. Raises UsageError and RunError.
     """
@@ -89,9 +83,7 @@ def run(
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError where the schedule follows the run's length and this is another: the steps taken would have had
-    other rates.
-    """
+    """Raises UsageError for another length where the schedule follows it: steps taken would have had other rates."""
     [(unit, many)] = schema.length(now).items()
     if schema.length(now) != schema.length(before) and build.follows_the_length(now):
         [(old_unit, old)] = schema.length(before).items()

@@ -1,6 +1,4 @@
-"""`easgd train --help`, made from the comments in config.py and the files in configs/, so that it cannot fall behind
-them.
-"""
+"""`easgd train --help`, made from the comments in schema.py and the files in configs/, so that it is never behind."""
 
 from __future__ import annotations
 
@@ -58,19 +56,9 @@ _WIDTH, _INDENT = 120, 28
 
 def train() -> str:
     """The whole text."""
-    parts = [
-        _OPENING,
-        "Groups (the first is the default)",
-        *_groups(),
-        "",
-        _OWN,
-        "",
-        _SETTINGS,
-        *_settings(schema.Settings, ""),
-        "",
-        _OPTIONS,
-    ]
-    return "\n".join(parts)
+    groups = ["Groups (the first is the default)", *_groups(), ""]
+    settings = [_SETTINGS, *_settings(schema.Settings, ""), ""]
+    return "\n".join([_OPENING, *groups, _OWN, "", *settings, _OPTIONS])
 
 
 def _groups() -> list[str]:
@@ -85,11 +73,8 @@ def _groups() -> list[str]:
         lines += _entry(f"{group}=", comments.get(group) or "a figure: method, data and sweep in one")
         for name in ordered:
             lines += _entry(f"  {name}", names[name])
-            lines += [
-                line
-                for key, (value, what) in configs.settings(group, name).items()
-                for line in _entry(f"    {group}.{key}={value}", what)
-            ]
+            for key, (value, what) in configs.settings(group, name).items():
+                lines += _entry(f"    {group}.{key}={value}", what)
     return lines
 
 

@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def follow(world: World) -> int:
-    """What a process of torchrun's or SLURM's does that is not the first: one of each host takes part, for all of them.
-    Raises UsageError and RunError.
-    """
+    """What torchrun's or SLURM's further processes do: one a host takes part, for all. Raises UsageError, RunError."""
     if world.local_rank != 0:
         return 0
     if world.size > world.local_size:  # who has no secret hears that, and not that the first says nothing

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from easgd_cli.commands import configs
 from easgd_cli.settings import targets
@@ -66,13 +65,11 @@ def no_such_option(group: str, name: str, known: Sequence[str]) -> str:
 
 
 def no_option(full: str, written: str, name: str, siblings: Sequence[str]) -> str:
-    """The option `name` of a group, which has the settings `siblings`, has none of that name; perhaps another is meant,
-    or another option has it.
-    """
+    """The option `name` of a group has `siblings`, none of that name; perhaps another is meant, or an option has it."""
     parent, _, key = full.partition(".")
     if elsewhere := _ELSEWHERE.get(full):
         return f"{written}: there is no setting {full}; did you mean {elsewhere}?"
-    if key in types(Settings):
+    if key in get_type_hints(Settings):
         return f"{written}: {key} is a setting of the run, not of {parent}; write {key}=."
     others = [option for option in configs.options(parent) if key in configs.settings(parent, option)]
     having = f"it has {', '.join(siblings)}." if siblings else "it has none of its own."
@@ -121,10 +118,6 @@ def section(written: str, key: str, kind: Any) -> str:
     return f"{written}: {key} is a section; write +{key}.NAME=VALUE."
 
 
-def types(section: Any) -> dict[str, Any]:
-    return typing.get_type_hints(section)
-
-
 def written_as(key: str, overrides: Sequence[str]) -> str:
     """The override that set `key` or something below it, as the user wrote it; `key` where a file did."""
     for line in reversed(overrides):
@@ -135,7 +128,7 @@ def written_as(key: str, overrides: Sequence[str]) -> str:
 
 
 def _all_keys() -> list[str]:
-    nested = types(Settings)
+    nested = get_type_hints(Settings)
     return [f"{k}.{f.name}" for k, kind in nested.items() if is_dataclass(kind) for f in fields(kind)] + list(nested)
 
 

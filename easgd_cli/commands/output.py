@@ -10,9 +10,7 @@ from easgd_cli.system import files
 
 
 def directory(out: Path, given: bool = True) -> Path:
-    """`out`, made where it is missing. Raises UsageError where nothing can be written there, and for a link that nobody
-    has `given`.
-    """
+    """`out`, made if need be. Raises UsageError where nothing can be written there, and for a link not `given`."""
     if out.is_symlink() and not given:
         raise UsageError(f"{out}: is a link, and nothing is written through one; say where with --out DIR.")
     try:

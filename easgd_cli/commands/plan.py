@@ -134,9 +134,7 @@ def _refuse_of_no_sweep(overrides: list[Override]) -> None:
 def _checked(
     combinations: list[list[str]], axes: Axes, varying: list[str], composed: Compose
 ) -> tuple[list[SweepJob], list[tuple[str, str]]]:
-    """The jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for what is
-    wrong by itself.
-    """
+    """The jobs that can run, and the combinations that cannot, with the reason. Raises UsageError for a wrong word."""
     checks = _Checks(composed)
     fails: dict[int, str] = {}
     for check in (checks.outline, checks.extent):
@@ -161,9 +159,7 @@ def _checked(
 
 
 def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
-    """A line and its sentence for every combination that fails, or for all those that differ by one of the `seeds`
-    only.
-    """
+    """A line and its sentence for every combination that fails, or for all that differ by one of the `seeds` only."""
     alike: dict[tuple[str, str], list[int]] = {}
     for i, sentence in fails.items():
         alike.setdefault((" ".join(w for w in words[i] if not w.startswith("seed=")), sentence), []).append(i)
@@ -201,9 +197,7 @@ class _Checks:
         return self._once(tuple(words), lambda: single_run.checked(self._composed(words).settings)[0])
 
     def extent(self, words: Sequence[str]) -> tuple[int | None, int]:
-        """Steps and memory, which data, model and start tell; each combination of what they depend on is loaded
-        once.
-        """
+        """Steps and memory, which data, model and start tell; what they depend on is loaded once a combination."""
         outline = self.outline(words)
         s = outline.settings
         key = json.dumps(

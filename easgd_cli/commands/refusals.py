@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
 
 from easgd_cli.commands import names, plugins
-from easgd_cli.commands.arguments import GROUPS
+from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
@@ -97,9 +97,7 @@ def chosen_with_a_slash(written: str, group: str) -> str:
 
 
 def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[str]) -> None:
-    """Raises UsageError where a value stands in the place of a section: untyped ones, which is what a plugin's are, let
-    it.
-    """
+    """Raises UsageError where a value stands in a section's place: untyped ones, such as a plugin's, let it."""
     for group in (group for group in choices if group.startswith("hydra/")):
         node = OmegaConf.select(cfg, group.replace("/", "."))
         if node is not None and not isinstance(node, DictConfig):
@@ -107,8 +105,10 @@ def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[
     for name in (line.partition("=")[0] for line in overrides if line.startswith("+")):
         inside, _, key = name.lstrip("+").rpartition(".")
         section = OmegaConf.get_type(OmegaConf.select(cfg, inside))
-        if is_dataclass(section) and key not in names.types(section):
-            raise UsageError(names.no_setting(f"{inside}.{key}", overrides, inside, list(names.types(section))))
+        if is_dataclass(section) and key not in typing.get_type_hints(section):
+            raise UsageError(
+                names.no_setting(f"{inside}.{key}", overrides, inside, list(typing.get_type_hints(section)))
+            )
 
 
 def _of_a_file(group: str, cause: BaseException) -> str:
@@ -121,7 +121,7 @@ def _of_a_file(group: str, cause: BaseException) -> str:
     if key in GROUPS and value is not None:
         return f"{key}: {value}: a name is chosen in the defaults; write - override /{key}: {value} there."
     if stands := re.match(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", str(cause)):
-        for name, kind in names.types(Settings).items():
+        for name, kind in typing.get_type_hints(Settings).items():
             if getattr(kind, "__name__", None) == stands[1]:
                 return names.section(f"{name}={stands[2]}", name, kind)
         part = "launcher" if "Launcher" in stands[1] else "sweeper"
@@ -181,7 +181,9 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
 
 def _kind(cause: Any) -> Any:
     """The type that the schema gives the setting which could not be set, without None."""
-    kind = (names.types(cause.object_type) if is_dataclass(cause.object_type) else {}).get(cause.key, cause.ref_type)
+    kind = (typing.get_type_hints(cause.object_type) if is_dataclass(cause.object_type) else {}).get(
+        cause.key, cause.ref_type
+    )
     kind = cause.object_type if kind is Any else kind
     without = [k for k in typing.get_args(kind) if k is not type(None)]
     return without[0] if typing.get_origin(kind) is typing.Union and len(without) == 1 else kind

@@ -30,9 +30,7 @@ _OPTION = "launcher"  # whose option may be any virtual cluster
 
 
 def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
-    """Runs that of `source` again in a directory of its own and says whether its center is that of the recorded run.
-    Raises UsageError and RunError.
-    """
+    """Runs that of `source` again and says whether its center is the recorded one. Raises UsageError and RunError."""
     given = f"replay={source}"
     others = _others(given, asked, overrides)
     source = _directory(given, source)
@@ -186,16 +184,10 @@ def _compared(source: Path, path: Path, summed: bool) -> str:
     if same:
         return f"The center is that of {source}, bit for bit."
     ours_said, theirs_said = reader.summary_of(path), reader.summary_of(source)
-    changed = [
-        name
-        for name in ("versions", "hardware", "threads", "exchanges", "steps")
-        if ours_said.get(name) != theirs_said.get(name)
-    ]
-    because = (
-        "an all-reduce sums in another order, which differs in the last bits, and training makes more of them"
-        if summed
-        else f"the two differ in {', '.join(changed)} (summary.json)"
-        if changed
-        else "that run was resumed with several workers, say, which is not recorded exactly"
-    )
+    facts = ("versions", "hardware", "threads", "exchanges", "steps")
+    because = "that run was resumed with several workers, say, which is not recorded exactly"
+    if changed := [name for name in facts if ours_said.get(name) != theirs_said.get(name)]:
+        because = f"the two differ in {', '.join(changed)} (summary.json)"
+    if summed:
+        because = "an all-reduce sums in another order, which differs in the last bits, and training makes more of them"
     return f"The center differs from that of {source} by up to {apart:.3g}: {because}."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
+from easgd_cli.commands.words import taken
 from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system.terminal import for_terminal, help_text, printable, tell
 
@@ -57,7 +58,7 @@ _OPTIONS = ("--levels", "--baseline", "--metric", "--x", "--rows", "--grid", "--
 
 @dataclass
 class _Asked:
-    paths: list[str] = field(default_factory=list)
+    paths: list[str]
     levels: list[float] = field(default_factory=list)
     baseline: str | None = None
     metric: str | None = None
@@ -78,9 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write(words: Sequence[str]) -> Path:
-    """Writes the report that these words ask for, prints nothing, and returns the path of its page. Raises
-    UsageError.
-    """
+    """Writes the report that these words ask for, silently, and returns the path of its page. Raises UsageError."""
     with redirect_stdout(io.StringIO()):
         return _make(_asked(words))
 
@@ -122,9 +121,9 @@ def _of_sweep(root: Path, options: str) -> _Asked:
 
 def _make(asked: _Asked) -> Path:
     """Reads, prints and writes; returns the path of the page. Raises UsageError."""
-    from easgd_cli.reports import reading  # only now: a mistake and the help are answered in a moment
+    from easgd_cli.reports import run_paths  # only now: a mistake and the help are answered in a moment
 
-    runs, left_out = reading.read_all(asked.paths)
+    runs, left_out = run_paths.read_all(asked.paths)
 
     from easgd_cli.reports import findings, grid, notes, table
     from easgd_cli.reports.comparison import compare
@@ -147,21 +146,17 @@ def _make(asked: _Asked) -> Path:
     said, tables = findings.findings(c), table.tables(c)
     if asked.grid:
         tables.append(grid.result(c, asked.grid, asked.x))
-    told = [*reading.unfinished(asked.paths), *left_out, *notes.notes(c)]
+    told = [*run_paths.unfinished(asked.paths), *left_out, *notes.notes(c)]
     if same := [key for key in asked.rows if key not in rows]:
         told.append(
             f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs."
         )
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
     # before anything is printed, of which perhaps only the beginning is read
-    written = _write(out, title, c, said, tables, told, asked.x, rows, asked.grid)
+    written = _write(out, title, c, said, tables, told, asked, rows)
     if asked.json is not None:
-        output.put(
-            asked.json,
-            lambda path: path.write_text(
-                json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n", encoding="utf-8"
-            ),
-        )
+        content = json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n"
+        output.put(asked.json, lambda path: path.write_text(content, encoding="utf-8"))
     for sentence in said:
         print(for_terminal(sentence, sys.stdout))
     print("\n" if said else "", end="")
@@ -176,19 +171,15 @@ def _make(asked: _Asked) -> Path:
 
 
 def _asked(argv: Sequence[str]) -> _Asked:
-    asked, words = _Asked(), iter(argv)
-    for word in words:
-        if not word.startswith("-"):
-            asked.paths.append(word)
-            continue
-        option, given, value = word.partition("=")
-        if option not in _OPTIONS:
-            near = difflib.get_close_matches(option, _OPTIONS, 1)
-            raise UsageError(
-                f"{word}: there is no such option; "
-                + (f"did you mean {near[0]}?" if near else "see easgd report --help.")
-            )
-        value = value if given else next(words, "")
+    given, paths = taken(argv, _OPTIONS)
+    asked = _Asked(paths)
+    if strange := next((word for word in paths if word.startswith("-")), None):
+        near = difflib.get_close_matches(strange.partition("=")[0], _OPTIONS, 1)
+        raise UsageError(
+            f"{strange}: there is no such option; "
+            + (f"did you mean {near[0]}?" if near else "see easgd report --help.")
+        )
+    for option, value in given.items():
         if not value:
             raise UsageError(f"{option}: a value is missing; see easgd report --help.")
         if option == "--levels":
@@ -225,9 +216,7 @@ def _level(text: str, value: str) -> float:
 
 
 def _show(t: ResultTable) -> None:
-    """A line a row, whatever the width: on a narrow terminal lines run over, and no cell is broken up. There headings
-    take several lines.
-    """
+    """A line a row, on a narrow terminal run over and no cell broken; there headings take several lines."""
     from rich.table import Table as Drawn
     from rich.text import Text
 
@@ -249,23 +238,16 @@ def _show(t: ResultTable) -> None:
 
 
 def _write(
-    out: Path,
-    title: str,
-    c: Comparison,
-    said: list[str],
-    tables: list[ResultTable],
-    notes: list[str],
-    x: str,
+    out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], asked: _Asked,
     rows: list[str],
-    pair: list[str],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """The figures and the page, each written beside and renamed; returns their names."""
     from easgd_cli import picture
     from easgd_cli.reports import curves, figures, grid, page
 
-    written, on_page = [], {}
+    written, on_page, x = [], {}, asked.x
     with picture.style():
-        of_pair = {"grid": grid.figure(c, pair, x)} if pair else {}
+        of_pair = {"grid": grid.figure(c, asked.grid, x)} if asked.grid else {}
         for name, figure in (of_pair | figures.figures(c, x, rows)).items():
             for suffix in ("png", "svg"):
                 output.put(out / f"{name}.{suffix}", partial(picture.save, figure))
@@ -280,9 +262,7 @@ def _write(
 
 
 def _remove_earlier(out: Path, name: str) -> None:
-    """Removes a figure that an earlier report has left here and this one does not draw; not what its page has not,
-    which is somebody's own.
-    """
+    """Removes a figure of an earlier report that this one does not draw; what its page has not is somebody's own."""
     from easgd_cli.record import reader
     from easgd_cli.reports import page
 

@@ -23,13 +23,10 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.system.terminal import for_terminal, tell
 
 AUTO = "auto"
-NEW_RECORD = going_on.NEW_RECORD
 
 
 def run(path: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome | None, Path]:
-    """Goes on with the run in `path`, with these changes; None where nothing is left to do, which is said. Raises
-    UsageError and RunError.
-    """
+    """Goes on with the run in `path`; None where nothing is left to do, which is said. Raises UsageError, RunError."""
     given = f"resume={path}"
     if asked.multirun:
         raise UsageError(
@@ -77,10 +74,8 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
             return None, path
         if reader.checkpoints(path / "checkpoint") or status in run_directory.ENDED:
             tell(f"going on with {path}")
-            lines = {
-                key: override for key, override in overrides.items() if going_on.changeable(key) and key in changes
-            }
-            return run(path, asked, lines, command)
+            new = {key: o for key, o in overrides.items() if going_on.changeable(key) and key in changes}
+            return run(path, asked, new, command)
         with run_directory.held(path):  # not while another process is about to write its first checkpoint
             aside = next(p for p in run_directory.candidates(path) if not p.exists())
             path.rename(aside)
@@ -105,9 +100,7 @@ def auto_words(asked: Arguments, overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(path: Path, now: Settings) -> set[str] | None:
-    """The settings that differ from those of the run in `path`, which all may; None where there is no run. Raises
-    UsageError for one that may not.
-    """
+    """The settings that differ from the run's in `path`; None: no run. Raises UsageError for one that may not."""
     if not (path / "config.yaml").exists():
         return None
     before = compose.resumed(str(path / "config.yaml"), [], {})

@@ -32,9 +32,7 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
 
 
 def checked(settings: Settings) -> tuple[Outline, Launcher]:
-    """What can be made before data and model are loaded, all that can be said by then having been said. Raises
-    UsageError.
-    """
+    """What can be made, and refused, before data and model are loaded. Raises UsageError."""
     schema.check(settings)
     groups.read(settings)
     given, made = faults.read(settings), build.outline(settings)
@@ -80,7 +78,12 @@ def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
     return lines
 
 
-def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
+def said_before(outline: Outline, overrides: Sequence[str]) -> list[str]:
+    """What a user is told before a new run: settings without effect, and a rate that is untuned."""
+    return ineffective(outline, overrides) + _untuned(outline.settings, overrides)
+
+
+def _untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
     """A sentence where the rate is one that a method starts with on data of which nothing is known."""
     row = configs.untuned(settings.algo["name"], settings.local["name"], settings.workers)
     name, given = settings.dataset["name"], {o.partition("=")[0] for o in overrides}
@@ -96,15 +99,9 @@ def untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
 
 
 def launch(
-    outline: Outline,
-    launcher: Launcher,
-    path: Path,
-    overrides: list[str],
-    command: str,
-    as_job: AsJob = _at_once,
-    alone: bool = False,
-    say: Callable[[str], object] = tell,
-) -> tuple[Outcome, Path]:
+    outline: Outline, launcher: Launcher, path: Path, overrides: list[str], command: str, as_job: AsJob = _at_once,
+    alone: bool = False, say: Callable[[str], object] = tell,
+) -> tuple[Outcome, Path]:  # fmt: skip
     """Prepares a new run, makes a directory for it, `path` or the next that is free, and runs it there, `as_job` of
     Hydra's or at once. Before, tau=auto is settled, and what was chosen said with `say`.
 
@@ -183,9 +180,7 @@ def go_on(
 
 
 def program(name: str) -> str:
-    """How the user can call `name`: by its name, or where the environment easgd runs from is not on the
-    path, in full.
-    """
+    """How the user can call `name`: by its name, or in full where easgd's environment is not on the path."""
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 

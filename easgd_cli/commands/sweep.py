@@ -1,6 +1,4 @@
-"""`easgd train -m`: the jobs of a plan, each in a directory of its own, a line for each, and a table of how
-each ended.
-"""
+"""`easgd train -m`: the jobs of a plan, each in its directory, a line for each, and a table of how each ended."""
 
 from __future__ import annotations
 
@@ -189,9 +187,7 @@ def _summary(said: JobStatus) -> dict[str, Any]:
 
 
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
-    """Says which job of this sweep has the smallest value, earlier starts' among them; returns it, None where none has
-    one.
-    """
+    """Says which job of this sweep, earlier starts' among them, has the smallest value; returns it, or None."""
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
     judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
     measured = {name: s.value for name, s in judged.items() if s.value is not None}
@@ -237,11 +233,7 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
     )
 
 
-def _lines(job: SweepJob) -> list[str]:
-    return single_run.ineffective(job.outline, job.words) + single_run.untuned(job.settings, job.words)
-
-
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
     """Once for each setting and method, however many jobs have both."""
-    for text in dict.fromkeys(line for job in jobs for line in _lines(job)):
+    for text in dict.fromkeys(line for job in jobs for line in single_run.said_before(job.outline, job.words)):
         tell(text)

@@ -52,11 +52,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         with interruption.ending_the_process(), interruption.undone_by(interrupted):
             asked = arguments.parse(words)
-            overrides = [
-                o.input_line or ""
-                for o in arguments.parse_overrides(asked.overrides)
-                if o.key_or_group not in OF_SWEEPS
-            ]
+            given = arguments.parse_overrides(asked.overrides)
+            overrides = [o.input_line or "" for o in given if o.key_or_group not in OF_SWEEPS]
             with compose.composing(asked.config_name) as composed:
                 job = composed(overrides)
             job = replace(job, settings=apart(job.settings))

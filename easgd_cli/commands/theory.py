@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easgd_cli.commands import output
+from easgd_cli.commands.words import taken
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system.terminal import help_text
 from easgd_cli.theory.settings import STUDIES, default, read
@@ -37,8 +38,12 @@ def main(argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(help_text(_HELP.format(studies="\n".join(map(_described, STUDIES)))), end="")
         return 0
-    out, words = _out(argv)
-    what = words.pop(0) if words and "=" not in words[0] and not words[0].startswith("-") else "all"
+    given, words = taken(argv, ("--out",))
+    if given.get("--out") == "":
+        raise UsageError("--out: names no directory; write --out DIR.")
+    if strange := next((word for word in words if word.startswith("-")), None):
+        raise UsageError(f"{strange}: there is no such option; see easgd theory --help.")
+    what = words.pop(0) if words and "=" not in words[0] else "all"
     if what != "all" and what not in STUDIES:
         near = difflib.get_close_matches(what, ("all", *STUDIES), 1, cutoff=0.5)
         raise UsageError(
@@ -51,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             "See easgd theory --help."
         )
     asked = {name: read(name, words) for name in (STUDIES if what == "all" else [what])}
-    directory = output.directory(out)
+    directory = output.directory(Path(given.get("--out", "runs/theory")))
 
     import torch  # only now: a mistake and the help are answered in a moment
 
@@ -67,21 +72,6 @@ def main(argv: Sequence[str]) -> int:
                 raise RunError(f"{directory}: {name} could not be written there ({why(e)}).") from e
         _show(study, written)
     return 0
-
-
-def _out(argv: Sequence[str]) -> tuple[Path, list[str]]:
-    out, words, rest = Path("runs/theory"), [], iter(argv)
-    for word in rest:
-        if word == "--out" or word.startswith("--out="):
-            path = word.partition("=")[2] if "=" in word else next(rest, "")
-            if not path:
-                raise UsageError("--out: names no directory; write --out DIR.")
-            out = Path(path)
-        elif word.startswith("-"):
-            raise UsageError(f"{word}: there is no such option; see easgd theory --help.")
-        else:
-            words.append(word)
-    return out, words
 
 
 def _described(name: str) -> str:
@@ -109,20 +99,15 @@ def _text(table: Table) -> str:
     rows = [list(line) for line in zip(*([""] * (deep - len(h)) + h for h in headings), strict=True)]
     rows += [[_cell(row[n], table.columns[n]) for n in kept] for row in table.rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(kept))]
-    return "\n".join(
-        [
-            table.title,
-            *("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows),
-            "",
-        ]
-    )
+    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join([table.title, *lines, ""])
 
 
 def _cell(value: Cell, column: str) -> str:
     if value is None:
         return "-"
-    if isinstance(value, float):
-        return (
-            "diverges" if not math.isfinite(value) else f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"
-        )
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "diverges"
+    return f"{value:.2f}" if column.endswith("_in_se") else f"{value:.7g}"

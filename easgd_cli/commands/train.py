@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ from easgd_cli.commands import (
     completion,
     compose,
     configs,
+    going_on,
     hydra_job,
     join,
     plan,
@@ -72,15 +72,14 @@ def main(argv: Sequence[str]) -> int:
     if started is not None and started.rank and (path := _going_on(asked, overrides)) is not None:
         return _followed(started, path)
     if (verbose := overrides.get("hydra.verbose")) is not None and verbose.value() is not False:
-        line = (
-            f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a "
-            "refusal comes from."
+        tell(
+            f"{verbose.input_line} has no effect: easgd writes no such log; HYDRA_FULL_ERROR=1 shows what a refusal "
+            "comes from."
         )
-        print(f"easgd: {line}", file=sys.stderr)
     command = shlex.join(["easgd", "train", *argv])
     if not asked.show and (status := _gone_on(asked, overrides, command)) is not None:
         return status
-    if (anew := overrides.get(resume.NEW_RECORD)) is not None and anew.value() is not False:
+    if (anew := overrides.get(going_on.NEW_RECORD)) is not None and anew.value() is not False:
         raise UsageError(f"{anew.input_line}: is for a run that goes on, with resume=; leave it out.")
     with compose.composing(asked.config_name) as composed:
         planned = plan.make(asked, list(overrides.values()), composed)
@@ -92,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     outline, launcher = single_run.checked(settings)
     if (follows := followed(settings)) is not None:
         return join.follow(follows)
-    for line in single_run.ineffective(outline, asked.overrides) + single_run.untuned(settings, asked.overrides):
+    for line in single_run.said_before(outline, asked.overrides):
         tell(line)
     path, as_job = Path(planned.run_dir), partial(hydra_job.run, planned)
     return _told(*single_run.launch(outline, launcher, path, asked.overrides, command, as_job))
@@ -139,9 +138,7 @@ def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | Non
 
 
 def _followed(started: World, path: Path) -> int:
-    """Takes part in the run that goes on; of one that does not, since it has ended, nobody says where it is. Raises
-    UsageError and RunError.
-    """
+    """Takes part in the run that goes on, unless it has ended: then nobody listens. Raises UsageError and RunError."""
     try:
         return join.follow(started)
     except RunError:

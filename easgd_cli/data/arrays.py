@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from easgd_cli.data import nest
 from easgd_cli.data.conversion import as_tensor, sent
-from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets
 from easgd_cli.data.holding_out import held_out, held_out_of
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
@@ -80,26 +81,22 @@ class Arrays:
         """The same with `n` training samples set aside, of labels by class. Raises UsageError."""
         labels = self.labels["train"]
         by_class = self.targets == "labels" and labels is not None and labels.dim() == 1 and int(labels.min()) >= 0
-        taken = (
-            held_out(labels, self.num_classes or 0, n)
-            if by_class and labels is not None
-            else held_out_of(self.count("train"), n)
-        )
+        if by_class and labels is not None:
+            taken = held_out(labels, self.num_classes or 0, n)
+        else:
+            taken = held_out_of(self.count("train"), n)
         parts: dict[Split, Tensor] = {"train": ~taken, "held_out": taken}
-        inputs = {split: nest.mapped(partial(_rows, i), self.inputs["train"]) for split, i in parts.items()}
+        inputs = {split: nest.mapped(itemgetter(i), self.inputs["train"]) for split, i in parts.items()}
         targets = {split: None if labels is None else labels[i] for split, i in parts.items()}
         return replace(self, inputs={**self.inputs, **inputs}, labels={**self.labels, **targets}, memory=None)
 
     def share(self) -> Arrays:
         """The same in anonymous shared memory. Raises MemoryError."""
-        return self._with(SharedTensors.of(self._tensors()))
+        return _rebuilt(self._form(), SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without the numbers when they are in shared memory."""
-        tensors = self._tensors()
-        places = {id(t): name for name, t in tensors.items()}
-        form = nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
-        return _rebuilt, (form, self.memory if self.memory is not None else tensors, *self._rest())
+        return _rebuilt, (self._form(), self.memory if self.memory is not None else self._tensors(), self._rest())
 
     def training_on(self, device: torch.device) -> Arrays:
         """The same with the training samples on `device`."""
@@ -118,19 +115,11 @@ class Arrays:
         return lambda: batch
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
         for part in (torch.arange(self.count(split)) if indices is None else indices).split(size):
             inputs, targets = self._batch(split, part, dtype)
             yield nest.mapped(lambda t: t.to(device), inputs), None if targets is None else targets.to(device)
-
-    def training_subset(self, n: int) -> Tensor:
-        return fixed_subset(self.count("train"), n)
 
     def _batch(self, split: Split, indices: Tensor, dtype: torch.dtype) -> Batch:
         labels = self.labels[split]
@@ -149,27 +138,21 @@ class Arrays:
             if t is not None
         }
 
-    def _with(self, memory: SharedTensors) -> Arrays:
+    def _form(self) -> Any:
+        """Inputs and labels with the names of the tensors in their places."""
         places = {id(t): name for name, t in self._tensors().items()}
-        form = nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
-        return _rebuilt(form, memory, *self._rest())
+        return nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
 
-    def _rest(self) -> tuple[Any, ...]:
+    def _rest(self) -> dict[str, Any]:
         """All but the tensors."""
-        return self.targets, self.classes, self.about
+        return {"targets": self.targets, "classes": self.classes, "about": self.about}
 
 
-def _rebuilt(
-    form: Any,
-    tensors: SharedTensors | dict[str, Tensor],
-    targets: Targets,
-    classes: tuple[str, ...] | None,
-    about: str | None,
-) -> Arrays:
+def _rebuilt(form: Any, tensors: SharedTensors | dict[str, Tensor], rest: dict[str, Any]) -> Arrays:
     memory = tensors if isinstance(tensors, SharedTensors) else None
     named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
     inputs, labels = nest.mapped(lambda name: None if name is None else named[name], form)
-    return Arrays(inputs, labels, targets, classes, about, memory)
+    return Arrays(inputs, labels, **rest, memory=memory)
 
 
 def as_numbers(t: Any, dtype: torch.dtype) -> Any:
@@ -179,10 +162,6 @@ def as_numbers(t: Any, dtype: torch.dtype) -> Any:
     if t.dtype == torch.uint8:
         return t.to(dtype).mul_(_PIXEL)
     return t.to(dtype) if t.is_floating_point() or t.dtype == torch.bool else t
-
-
-def _rows(which: Tensor, t: Tensor) -> Tensor:
-    return t[which]
 
 
 def kind_of(targets: Tensor | None) -> Targets:

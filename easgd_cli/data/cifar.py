@@ -1,6 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, read without letting them call
-anything.
-"""
+"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, which may call nothing when read."""
 
 from __future__ import annotations
 
@@ -13,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from easgd_cli.data import published
 from easgd_cli.data.images import Images
+from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
 
 _PIXELS = 3 * 32 * 32
@@ -45,10 +45,8 @@ class Layout:
 
 def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     """The set from its folder in `root`; `download` and `verify` as its own function says. Raises UsageError."""
-    try:
+    with published.reading(root, layout.title):
         return _load(layout, root, download, verify)
-    except OSError as e:
-        raise UsageError(f"dataset.root={root}: {e.filename or layout.title} cannot be read: {e.strerror or e}.") from e
 
 
 def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
@@ -82,9 +80,6 @@ def _empty(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _download(layout: Layout, folder: Path) -> None:
-    from easgd_cli.data import published
-    from easgd_cli.data.vision import torchvision
-
     theirs, tools = getattr(torchvision().datasets, layout.torchvisions), torchvision().datasets.utils
     published.download(
         layout.dataset, layout.title, theirs.url, folder,
@@ -99,10 +94,7 @@ def _check_files(layout: Layout, folder: Path, root: str, download: bool) -> Non
         again = f"move {folder} away and start again to download it" if download else "copy the whole directory again"
         raise UsageError(f"dataset.root={root}: {folder} is incomplete: {missing[0]} is missing; {again}.")
     if missing:
-        raise UsageError(
-            f"dataset.root={root}: there is no {folder}; dataset.download=true fetches {layout.title}, "
-            f"or say with dataset.root= which directory holds {layout.folder}."
-        )
+        raise published.missing(root, folder, layout.title, layout.folder)
     for name, rows in layout.rows.items():
         size = (folder / name).stat().st_size
         if size < rows * _PIXELS:
@@ -114,17 +106,9 @@ def _check_files(layout: Layout, folder: Path, root: str, download: bool) -> Non
 
 
 def _check_sums(layout: Layout, folder: Path) -> None:
-    from easgd_cli.data import published
-    from easgd_cli.data.vision import torchvision
-
     theirs = getattr(torchvision().datasets, layout.torchvisions)
     for name, md5 in (*theirs.train_list, *theirs.test_list, (theirs.meta["filename"], theirs.meta["md5"])):
-        if not published.matches(folder / name, md5):
-            raise UsageError(
-                f"dataset={layout.dataset}: {folder / name} is not the published file (its MD5 sum is not "
-                f"{md5}); move {folder} away to "
-                "download it again, or write dataset.verify=false if this copy is meant to differ."
-            )
+        published.check(layout.dataset, folder, folder / name, md5)
 
 
 def _read_batch(layout: Layout, file: Path, pixels: Tensor, labels: Tensor) -> None:

@@ -1,6 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32, seen through 28x28 patches (paper p.
-21).
-"""
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32, seen as 28x28 patches (p. 21)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32 in 100 classes, seen as CIFAR-10's
-are.
-"""
+"""CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32 in 100 classes, seen as CIFAR-10's."""
 
 from __future__ import annotations
 

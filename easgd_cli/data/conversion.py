@@ -18,9 +18,7 @@ Channels = tuple[float, ...]  # a number for each channel
 def as_input(
     pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | None = None, std: Channels | None = None
 ) -> Tensor:
-    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as they are, then (number - mean)
-    / std.
-    """
+    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as are; (number - mean) / std."""
     numbers = pixels.to(dtype, memory_format=torch.contiguous_format)
     if not pixels.is_floating_point():
         numbers.mul_(scale)
@@ -36,9 +34,7 @@ def _along_channels(values: Channels, numbers: Tensor) -> Tensor:
 
 
 def sent(small: Tensor, device: torch.device) -> Tensor:
-    """`small` on `device`. To a GPU through pinned memory: a copy from ordinary memory would wait for all that the GPU
-    has been asked so far.
-    """
+    """`small` on `device`. To a GPU through pinned memory: any other copy would wait for all that the GPU has to do."""
     return small if device.type == "cpu" else small.pin_memory().to(device, non_blocking=True)
 
 

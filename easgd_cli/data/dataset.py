@@ -88,12 +88,7 @@ class Dataset(Protocol):
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
-        """Batches of at most `size` samples on `device`, as they are judged: of the whole split, or of its samples
-        `indices`. Of images the center patches.
-        """
-
-    def training_subset(self, n: int) -> Tensor:
-        """Indices, ascending, of at most `n` training samples: the same in every run, whatever its seed."""
+        """Batches of at most `size` on `device`, of a split or its samples `indices`; of images the center patches."""
 
 
 def fixed_subset(total: int, n: int) -> Tensor:

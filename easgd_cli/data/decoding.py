@@ -87,9 +87,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
-    """With a smallest side of `side` pixels, the other in proportion, rounded down; bilinear over all pixels that fall
-    together.
-    """
+    """With a smallest side of `side` pixels, the other in proportion, rounded down; bilinear with antialiasing."""
     width, height = image.size
     least = min(width, height)
     if least == side:
@@ -99,9 +97,7 @@ def resized(image: Image.Image, side: int) -> Image.Image:
 
 
 def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: NDArray[np.uint8]) -> None:
-    """Writes into `out` [3, rows, columns] the patch that lies at the fractions `across` in [0, 1) of all rows and
-    columns at which one can begin.
-    """
+    """Writes into `out` [3, rows, columns] the patch at the fractions `across` in [0, 1) of all rows and columns."""
     _, rows, columns = out.shape
     width, height = image.size
     top, left = int(across[0] * (height - rows + 1)), int(across[1] * (width - columns + 1))
@@ -109,9 +105,7 @@ def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: 
 
 
 def center(image: Image.Image, out: NDArray[np.uint8]) -> None:
-    """Writes the center patch into `out` [3, rows, columns]; where a margin is odd, it lies as torchvision's CenterCrop
-    has it.
-    """
+    """Writes the center patch into `out` [3, rows, columns]; an odd margin as torchvision's CenterCrop has it."""
     _, rows, columns = out.shape
     width, height = image.size
     _write(image, round((height - rows) / 2), round((width - columns) / 2), False, out)
@@ -124,9 +118,7 @@ def _write(image: Image.Image, top: int, left: int, mirrored: bool, out: NDArray
 
 
 def encoded(image: Image.Image, quality: int) -> bytes:
-    """As JPEG, with all colours where the pixels are only at the highest qualities; half of them across and down below
-    95.
-    """
+    """As JPEG, with all colours at the highest qualities; half of them across and down below 95."""
     written = io.BytesIO()
     image.save(written, "JPEG", quality=quality)
     return written.getvalue()

@@ -15,12 +15,5 @@ def digits() -> Images:
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         pixels, labels = torch.from_numpy(file["pixels"]), torch.from_numpy(file["labels"]).to(torch.int64)
         train, test = torch.from_numpy(file["train"]).long(), torch.from_numpy(file["test"]).long()
-    return Images(
-        pixels[train],
-        labels[train],
-        pixels[test],
-        labels[test],
-        num_classes=10,
-        classes=tuple("0123456789"),
-        scale=1 / 16,  # a pixel is 0 to 16
-    ).with_shifts(1)
+    parts, scale = (pixels[train], labels[train], pixels[test], labels[test]), 1 / 16  # a pixel is 0 to 16
+    return Images(*parts, num_classes=10, classes=tuple("0123456789"), scale=scale).with_shifts(1)

@@ -1,6 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): articles of clothing, 60,000 training and 10,000 test images
-of 1x28x28.
-"""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): clothing, 60,000 training and 10,000 test images of 1x28x28."""
 
 from __future__ import annotations
 

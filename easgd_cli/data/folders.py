@@ -1,6 +1,4 @@
-"""Images sorted into folders, a class each: what is where, found by listing directories, and what is wrong with it. No
-torch.
-"""
+"""Images in folders, a class each: what is where, found by listing directories, and what is wrong. No torch."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ def class_folders(name: str, found: Directories) -> tuple[str, ...]:
 
 
 def in_classes(name: str, found: Directories, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
-    """The images in the `folders` of a split. Raises UsageError for one that is no class, for one without images, and
-    for none at all.
-    """
+    """The images in the `folders` of a split. Raises UsageError for a folder that is no class, or has no image."""
     labels = {c: i for i, c in enumerate(classes)}
     parts, empty = [], []
     for folder in told(folders, f"listing the folders in {found.top / split}"):

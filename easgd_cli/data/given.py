@@ -27,9 +27,7 @@ _FORMS = (
 
 
 def as_dataset(made: Any, name: str, collate: Callable[[list[Any]], Any] | None, test: float | None) -> Dataset:
-    """Arrays, Datasets or one of the package's own forms. `test`: the share that is tested on, where there is no test
-    set. Raises UsageError.
-    """
+    """Arrays, Datasets or a form of the package's. `test`: share tested on without a test set. Raises UsageError."""
     if isinstance(made, Images):
         return as_images(made, name)
     if isinstance(made, StoredImages | Arrays | Mapped | Text):

@@ -37,9 +37,7 @@ def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
 
 
 def held_out_of(total: int, n: int) -> Tensor:
-    """Which of `total` samples without classes are held out, [total] bool: `n`, the same in every run. Raises
-    UsageError.
-    """
+    """Which of `total` samples are held out, [total] bool: `n`, the same in every run. Raises UsageError."""
     if not 0 < n < total:
         raise UsageError(
             f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training samples."
@@ -48,9 +46,7 @@ def held_out_of(total: int, n: int) -> Tensor:
 
 
 def tested(total: int, share: float) -> Tensor:
-    """Which of `total` samples are the test set, [total] bool: that `share` of them, the same in every run. Raises
-    UsageError.
-    """
+    """Which of `total` samples are the test set, [total] bool: that `share`, always the same. Raises UsageError."""
     n = round(share * total)
     if not (0 < share < 1 and 0 < n < total):
         raise UsageError(

@@ -1,6 +1,4 @@
-"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, packed with gzip, as LeCun published
-them.
-"""
+"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, gzipped, as LeCun published them."""
 
 from __future__ import annotations
 
@@ -16,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from easgd_cli.data import published
 from easgd_cli.data.images import Images
+from easgd_cli.data.vision import torchvision
 from easgd_cli.errors import UsageError
 
 _SIDE = 28
@@ -24,9 +24,7 @@ _SIDE = 28
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked, under
-    its names.
-    """
+    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked."""
 
     dataset: str  # the option
     title: str
@@ -50,10 +48,8 @@ class Layout:
 
 def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
     """The set from its folder in `root`; `download` and `verify` as its own function says. Raises UsageError."""
-    try:
+    with published.reading(root, layout.title):
         return _load(layout, root, download, verify)
-    except OSError as e:
-        raise UsageError(f"dataset.root={root}: {e.filename or layout.title} cannot be read: {e.strerror or e}.") from e
 
 
 def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
@@ -77,15 +73,8 @@ def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
                 f"dataset={layout.dataset}: {files[name]} is not {layout.title}'s: it has the label "
                 f"{int(labels.max())}, and the last is {last}."
             )
-    return Images(
-        train[:, None],
-        train_labels.to(torch.int64),
-        test[:, None],
-        test_labels.to(torch.int64),
-        num_classes=len(layout.classes),
-        classes=layout.classes,
-        flip=layout.flip,
-    )
+    parts = train[:, None], train_labels.to(torch.int64), test[:, None], test_labels.to(torch.int64)
+    return Images(*parts, num_classes=len(layout.classes), classes=layout.classes, flip=layout.flip)
 
 
 def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str, Path]:
@@ -94,10 +83,7 @@ def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str,
     files = {name: next((f for f in (raw / f"{name}.gz", raw / name) if f.is_file()), None) for name in layout.files}
     missing = next((name for name, file in files.items() if file is None), None)
     if missing and not folder.exists():
-        raise UsageError(
-            f"dataset.root={root}: there is no {folder}; dataset.download=true fetches {layout.title}, "
-            f"or say with dataset.root= which directory holds {layout.torchvisions}."
-        )
+        raise published.missing(root, folder, layout.title, layout.torchvisions)
     if missing:
         again = f"move {folder} away and start again to download it" if download else "copy the whole directory again"
         raise UsageError(
@@ -107,9 +93,6 @@ def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str,
 
 
 def _download(layout: Layout, folder: Path) -> None:
-    from easgd_cli.data import published
-    from easgd_cli.data.vision import torchvision
-
     theirs, tools = getattr(torchvision().datasets, layout.torchvisions), torchvision().datasets.utils
 
     def fetch(there: Path) -> None:
@@ -126,9 +109,6 @@ def _download(layout: Layout, folder: Path) -> None:
 
 
 def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
-    from easgd_cli.data import published
-    from easgd_cli.data.vision import torchvision
-
     for name, md5 in getattr(torchvision().datasets, layout.torchvisions).resources:
         file = files[name.removesuffix(".gz")]
         if file.name != name:
@@ -136,12 +116,7 @@ def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
                 f"dataset={layout.dataset}: {file} is unpacked, and only {name} has a published checksum; put "
                 "that beside it, or write dataset.verify=false."
             )
-        if not published.matches(file, md5):
-            raise UsageError(
-                f"dataset={layout.dataset}: {file} is not the published file (its MD5 sum is not {md5}); move "
-                f"{folder} away to "
-                "download it again, or write dataset.verify=false if this copy is meant to differ."
-            )
+        published.check(layout.dataset, folder, file, md5)
 
 
 def _read(layout: Layout, file: Path, shape: tuple[int, ...]) -> Tensor:

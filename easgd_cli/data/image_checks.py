@@ -14,18 +14,13 @@ from easgd_cli.data.images import Images
 from easgd_cli.errors import UsageError
 
 
-def as_images(given: Any, name: str) -> Images:
+def as_images(given: Images | tuple[Any, Any, Any, Any], name: str) -> Images:
     """What a data set's function returned, checked: `Images`, or (x_train, y_train, x_test, y_test).
 
     Images are tensors or arrays [N, C, H, W], uint8 or floating point; labels [N] whole numbers from 0. Raises
     UsageError naming the data set, what is wrong, and the rule.
     """
     if not isinstance(given, Images):
-        if not isinstance(given, tuple | list) or len(given) != 4:
-            what = f"{len(given)} things" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
-            raise UsageError(
-                f"dataset={name}: returned {what}; it must return (x_train, y_train, x_test, y_test), or Images."
-            )
         train, test = _pixels(given[0], name, "x_train"), _pixels(given[2], name, "x_test")
         train_labels, test_labels = _labels(given[1], name, "y_train"), _labels(given[3], name, "y_test")
         highest = max((int(labels.max()) for labels in (train_labels, test_labels) if len(labels)), default=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from easgd_cli.data.conversion import checked_channels
-from easgd_cli.data.dataset import Split, Targets, fixed_subset
+from easgd_cli.data.dataset import Targets
 
 
 class ImageSet:
@@ -22,7 +22,7 @@ class ImageSet:
         @property
         def input_shape(self) -> tuple[int, int, int]: ...
 
-        def count(self, split: Split) -> int: ...
+        def _tensors(self) -> dict[str, Tensor]: ...
 
     @property
     def targets(self) -> Targets:
@@ -44,13 +44,13 @@ class ImageSet:
     def sample_size(self) -> int:
         return math.prod(self.input_shape)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self._tensors().values())
+
     def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> Self:
         """The same with (pixel - mean) / std, a number for each channel, handed to the net. Raises UsageError."""
         channels = self.input_shape[0]
         both = {"mean": checked_channels("mean", mean, channels), "std": checked_channels("std", std, channels)}
         changed: Any = replace(self, **both)  # type: ignore[type-var]
         return changed
-
-    def training_subset(self, n: int) -> Tensor:
-        """Indices, ascending, of at most `n` training images: the same in every run, whatever its seed."""
-        return fixed_subset(self.count("train"), n)

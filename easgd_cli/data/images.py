@@ -7,7 +7,7 @@ or on the GPU), and a batch is one indexing of it (docs/results.md has the rates
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -59,10 +59,6 @@ class Images(ImageSet):
         channels, rows, columns = self.train.shape[1:]
         return (channels, *(self.crop or (rows, columns)))
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors().values())
-
     def count(self, split: Split) -> int:
         """How many images a split has."""
         return len(self._tensors().get(f"{split}_labels", ()))
@@ -91,20 +87,16 @@ class Images(ImageSet):
         )
 
     def share(self) -> Images:
-        """The same in anonymous shared memory: sent to a child process, it maps the same bytes, one copy a machine.
-
-        Raises MemoryError when the memory cannot be had.
-        """
-        memory = SharedTensors.of(self._tensors())
-        return _rebuild(memory, *self._rest())
+        """The same in anonymous shared memory, one copy a machine for all processes. Raises MemoryError."""
+        return _rebuilt(SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without the pixels when they are in shared memory."""
-        return _rebuild, (self.memory if self.memory is not None else self._tensors(), *self._rest())
+        return _rebuilt, (self.memory if self.memory is not None else self._tensors(), self._rest())
 
-    def _rest(self) -> tuple[Any, ...]:
+    def _rest(self) -> dict[str, Any]:
         """All but the tensors."""
-        return self.num_classes, self.classes, self.crop, self.flip, self.scale, self.mean, self.std
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_TENSORS, "memory")}
 
     def training_on(self, device: torch.device) -> Images:
         """The same with the training images on `device`, where batches are then cut; the others stay."""
@@ -139,17 +131,9 @@ class Images(ImageSet):
         return lambda: batch
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Center patches of at most `size` images at a time and their labels, on `device`.
-
-        Of the whole split ("train", "test" or "held_out"), or of its images `indices`.
-        """
+        """Center patches, at most `size` at a time, and labels, on `device`: of a split, or its images `indices`."""
         images, labels = self._tensors()[split], self._tensors()[f"{split}_labels"]
         for part in (torch.arange(len(images)) if indices is None else indices).split(size):
             part = part.to(images.device)
@@ -163,9 +147,7 @@ class Images(ImageSet):
 
     @cached_property
     def _windows(self) -> Any:
-        """Views [N, C, row, column, height, width] of every patch of every training image: numpy's on the CPU, else
-        torch's.
-        """
+        """Views [N, C, row, column, height, width] of all patches of all training images: on the CPU numpy's."""
         _, height, width = self.input_shape
         if self.train.device.type == "cpu":
             return sliding_window_view(self.train.numpy(), (height, width), axis=(2, 3))
@@ -185,9 +167,7 @@ class Images(ImageSet):
 
 
 def _patches(windows: Tensor, i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
-    """Patches [B, C, height, width] of the images `i` [B]; `draws` [B] count the corners row by row, each twice with
-    `flip`.
-    """
+    """Patches [B, C, height, width] of images `i` [B]; `draws` [B] count corners by rows, twice each with `flip`."""
     corners = draws // 2 if flip else draws
     patches = windows[i, :, corners // columns, corners % columns]
     return torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches) if flip else patches
@@ -204,26 +184,7 @@ def _patches_in_numpy(windows: np.ndarray[Any, Any], i: Tensor, draws: Tensor, c
     return torch.from_numpy(patches)
 
 
-def _rebuild(
-    tensors: SharedTensors | dict[str, Tensor],
-    num_classes: int,
-    classes: tuple[str, ...] | None,
-    crop: Any,
-    flip: bool,
-    scale: float,
-    mean: Channels | None,
-    std: Channels | None,
-) -> Images:
+def _rebuilt(tensors: SharedTensors | dict[str, Tensor], rest: dict[str, Any]) -> Images:
     memory = tensors if isinstance(tensors, SharedTensors) else None
-    named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
-    return Images(
-        **named,
-        num_classes=num_classes,
-        classes=classes,
-        crop=crop,
-        flip=flip,
-        scale=scale,
-        memory=memory,
-        mean=mean,
-        std=std,
-    )
+    named: dict[str, Any] = tensors.tensors if isinstance(tensors, SharedTensors) else dict(tensors)
+    return Images(**named, **rest, memory=memory)

@@ -1,6 +1,4 @@
-"""Directories of images read once: names without a system call for each, kept compactly, and when each directory had
-last changed. No torch.
-"""
+"""Directories of images read once, without a system call a name, and when each had last changed. No torch."""
 
 from __future__ import annotations
 
@@ -43,11 +41,8 @@ class Listed:
         begins = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + begin for part, begin in zip(parts, begins, strict=False)]
         labels = [part.labels for part in parts]
-        return cls(
-            bytearray().join(part.text for part in parts),
-            np.concatenate([nothing, *ends]),
-            np.concatenate([nothing, *labels]),
-        )
+        text = bytearray().join(part.text for part in parts)
+        return cls(text, np.concatenate([nothing, *ends]), np.concatenate([nothing, *labels]))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -156,9 +151,7 @@ def _before_loop(top: Path, folder: str) -> Path:
 
 
 def changed(top: Path, times: Mapping[str, int]) -> list[str]:
-    """Which of the directories and files in `times` have changed since or are gone: a system call for each of them, and
-    none for the images in them.
-    """
+    """Which of the directories and files in `times` have changed or are gone: a system call each, none for images."""
     return [path for path, time in times.items() if _time(top / path) != time]
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from easgd_cli.data import nest, packing
 from easgd_cli.data.arrays import as_numbers, kind_of
-from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets
 from easgd_cli.data.holding_out import held_out_of
 from easgd_cli.data.loaders import Loaders
 from easgd_cli.errors import UsageError
@@ -98,9 +98,9 @@ class Mapped:
 
     def count(self, split: Split) -> int:
         chosen = self._chosen(split)
-        return (
-            len(self._source(split)) if chosen is None and split != "held_out" else 0 if chosen is None else len(chosen)
-        )
+        if chosen is not None:
+            return len(chosen)
+        return 0 if split == "held_out" else len(self._source(split))
 
     def hold_out(self, n: int) -> Mapped:
         """The same with `n` training samples set aside, the same in every run. Raises UsageError."""
@@ -108,9 +108,7 @@ class Mapped:
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0])
 
     def share(self) -> _Shared:
-        """The same with its large arrays in anonymous shared memory. Raises UsageError where it cannot be sent to
-        another process, and MemoryError.
-        """
+        """The same with large arrays in shared memory. Raises UsageError where it cannot be sent, and MemoryError."""
         try:
             sent = packing.pack((self.train, self.test, self.collate))
         except (pickle.PicklingError, TypeError, AttributeError) as e:
@@ -129,12 +127,7 @@ class Mapped:
         return self._begun("train", indices, drawn, self.device, dtype)
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
         """What is random in a sample is the same at every evaluation."""
         drawn = key(0, SAMPLE, _STREAMS[split])
@@ -147,16 +140,12 @@ class Mapped:
         for finish in begun:
             yield finish()
 
-    def training_subset(self, n: int) -> Tensor:
-        return fixed_subset(self.count("train"), n)
-
     @property
     def sample(self) -> Batch:
         """A batch of the first training sample."""
         if not self._first:
-            self._first.append(
-                next(self.evaluation_batches("train", 1, torch.device("cpu"), indices=torch.tensor([0])))
-            )
+            first, host = torch.zeros(1, dtype=torch.int64), torch.device("cpu")
+            self._first.append(next(self.evaluation_batches("train", 1, host, torch.float32, first)))
         return self._first[0]
 
     def _begun(

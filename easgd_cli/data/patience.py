@@ -14,9 +14,7 @@ T = TypeVar("T")
 
 
 def told(items: Sequence[T], doing: str) -> Iterator[T]:
-    """`items` one after another; once that has taken two seconds a line says so, and one every five: `doing`, and how
-    many are done of how many.
-    """
+    """`items` one after another; after two seconds a line tells `doing` and how many are done, then every five."""
     say_at = time.monotonic() + _FIRST
     for done, item in enumerate(items):
         yield item

@@ -55,22 +55,13 @@ LISTED: dict[str, Callable[[str], folders.Folders]] = {
 
 def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
     """Where the resized copy of `root` is, or goes."""
-    return (
-        Path(prepared).expanduser().absolute()
-        if prepared is not None
-        else Path(root).expanduser().absolute() / f"prepared-{resize}"
-    )
+    if prepared is not None:
+        return Path(prepared).expanduser().absolute()
+    return Path(root).expanduser().absolute() / f"prepared-{resize}"
 
 
 def _photos(
-    name: str,
-    root: str,
-    resize: int,
-    crop: int,
-    flip: bool,
-    prepared: str | None,
-    loaders: int | None,
-    ahead: int,
+    name: str, root: str, resize: int, crop: int, flip: bool, prepared: str | None, loaders: int | None, ahead: int
 ) -> StoredImages:
     check(resize, crop, loaders, ahead)
     directory = prepared_directory(root, resize, prepared)
@@ -97,18 +88,8 @@ def _photos(
             if count
         ]
     about += _not_measured(test.labels, classes)
-    return StoredImages(
-        train,
-        test,
-        len(classes),
-        resize,
-        (crop, crop),
-        flip,
-        loaders,
-        ahead,
-        f"dataset={name}: {' '.join(about)}",
-        classes=classes,
-    )
+    said = f"dataset={name}: {' '.join(about)}"
+    return StoredImages(train, test, len(classes), resize, (crop, crop), flip, loaders, ahead, said, classes=classes)
 
 
 def _outdated(root: str, times: dict[str, int]) -> list[str]:
@@ -133,9 +114,7 @@ def _outdated(root: str, times: dict[str, int]) -> list[str]:
 
 
 def _not_measured(labels: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    """A sentence where some of the classes have no image among those with these `labels` [M], on which the center is
-    measured.
-    """
+    """A sentence where some classes have no image among these `labels` [M], on which the center is measured."""
     without = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero()[:, 0].tolist()
     if not without:
         return []
@@ -167,9 +146,7 @@ def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
 
 
 def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...], dict[str, int]]:
-    """Training and test images of a prepared copy, the names of the classes, and when what it was made from had last
-    changed. Raises UsageError.
-    """
+    """Of a prepared copy training and test images, classes, and when its originals changed. Raises UsageError."""
     again = "call easgd data prepare again"
     try:
         with np.load(directory / preparation.INDEX) as index:
@@ -209,9 +186,7 @@ def _array(index: Mapping[str, NDArray[Any]], name: str, kind: str, sides: int) 
 
 
 def _check_images(shards: tuple[str, ...], places: NDArray[Any], labels: NDArray[Any], classes: int) -> None:
-    """Raises ValueError for images that are nowhere, or of no class. A file outside the copy's directory is none of its
-    shards.
-    """
+    """Raises ValueError for images that are nowhere, or of no class. A file outside the directory is no shard."""
     if any(Path(name).name != name or name in (".", "..") for name in shards):
         raise ValueError("its shards are no names of files")
     if places.shape != (len(labels), 3) or not len(labels):

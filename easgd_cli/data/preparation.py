@@ -58,9 +58,7 @@ class Shard:
     side: int
 
     def signature(self) -> str:
-        """Changes when one of the files does, or how they are prepared; a file that is missing is one that cannot be
-        decoded. Raises OSError.
-        """
+        """Changes with the files and how they are prepared; one that is missing cannot be decoded. Raises OSError."""
         digest = hashlib.sha256(f"{_FORMAT} {self.side} {_QUALITY}".encode())
         for path in self.images.paths():
             try:
@@ -83,9 +81,9 @@ class Shard:
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return (
-            description if same and not any(map(self._decodes, (path for path, _ in description["broken"]))) else None
-        )
+        if not same or any(self._decodes(path) for path, _ in description["broken"]):
+            return None
+        return description
 
     def _decodes(self, path: str) -> bool:
         """Whether an image can be decoded, such as one that nobody had the right to read."""
@@ -156,24 +154,17 @@ def _bytes(text: str) -> bytes:
 
 
 def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
-    """What the finished shards hold, by their names. Every original of theirs is asked for its size and time; a line
-    says so where that takes long.
-    """
+    """What the finished shards hold, by name. Every original is asked for its size and time; slowness is told."""
     asked = told(planned, "comparing the originals with the files of the copy")
     decoding.load_formats()  # what had been left out is tried again
     with ThreadPoolExecutor(_ASKING) as pool:
-        return {
-            shard.name: found
-            for shard, found in zip(asked, pool.map(Shard.described, planned), strict=True)
-            if found is not None
-        }
+        found = zip(asked, pool.map(Shard.described, planned), strict=True)
+        return {shard.name: described for shard, described in found if described is not None}
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What `prepare` has done: images kept from before and written now, and those that cannot be decoded, each with the
-    reason.
-    """
+    """What `prepare` has done: images kept and written, and those that cannot be decoded, each with the reason."""
 
     kept: int
     written: int
@@ -204,9 +195,7 @@ def prepare(
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Two at once would write into each other's files. The lock is on the directory itself and dies with the process.
-    Raises UsageError.
-    """
+    """One at a time: the lock is on the directory and dies with the process. Raises UsageError."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -265,9 +254,7 @@ def _prepare(
 
 
 def current(folders: Folders, directory: Path, side: int) -> bool:
-    """Whether the finished copy in `directory` is that of `folders` as they are now: the same files, classes and
-    labels. Raises OSError.
-    """
+    """Whether the copy in `directory` is of these `folders`: the same files, classes and labels. Raises OSError."""
     planned = shards(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
     described = existing(every)

@@ -6,8 +6,8 @@ import http.client
 import os
 import socket
 import urllib.error
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from easgd_cli.data.vision import torchvision
@@ -18,9 +18,30 @@ from easgd_cli.system.interruption import undone_by
 _SECONDS_WITHOUT_AN_ANSWER = 30.0
 
 
-def matches(file: Path, md5: str) -> bool:
-    """Whether the file is there and has this checksum."""
-    return bool(torchvision().datasets.utils.check_integrity(str(file), md5))
+@contextmanager
+def reading(root: str, title: str) -> Iterator[None]:
+    """While it lasts, what stands in the way of reading the set in `root` is a UsageError."""
+    try:
+        yield
+    except OSError as e:
+        raise UsageError(f"dataset.root={root}: {e.filename or title} cannot be read: {e.strerror or e}.") from e
+
+
+def missing(root: str, folder: Path, title: str, holds: str) -> UsageError:
+    """Of a set that is not there."""
+    return UsageError(
+        f"dataset.root={root}: there is no {folder}; dataset.download=true fetches {title}, or say with dataset.root= "
+        f"which directory holds {holds}."
+    )
+
+
+def check(dataset: str, folder: Path, file: Path, md5: str) -> None:
+    """Raises UsageError where the file is not there or has another checksum."""
+    if not torchvision().datasets.utils.check_integrity(str(file), md5):
+        raise UsageError(
+            f"dataset={dataset}: {file} is not the published file (its MD5 sum is not {md5}); move {folder} away to "
+            "download it again, or write dataset.verify=false if this copy is meant to differ."
+        )
 
 
 def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[Path], None]) -> None:
@@ -47,9 +68,8 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
         reason = getattr(e, "reason", None) or e
         raise UsageError(
-            f"dataset={dataset}: could not be fetched from {url} ({reason}); without internet, copy "
-            f"{folder.name} into {root}, "
-            "or say where it is with dataset.root=."
+            f"dataset={dataset}: could not be fetched from {url} ({reason}); without internet, copy {folder.name} into "
+            f"{root}, or say where it is with dataset.root=."
         ) from e
     except RuntimeError as e:
         raise UsageError(

@@ -71,9 +71,8 @@ class Files:
 
     def content(self, i: int) -> str:
         begin = int(self.ends[i - 1]) if i else 0
-        return (
-            f"{self.root}/{self.text[begin : int(self.ends[i])].numpy().tobytes().decode('utf-8', 'surrogateescape')}"
-        )
+        path = self.text[begin : int(self.ends[i])].numpy().tobytes()
+        return f"{self.root}/{path.decode('utf-8', 'surrogateescape')}"
 
     def name(self, i: int) -> str:
         return self.content(i)
@@ -81,9 +80,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy, the system's, serves
-    all processes.
-    """
+    """Images one after another in the files `shards` of `directory`, mapped into memory: one copy for all processes."""
 
     directory: str
     shards: tuple[str, ...]

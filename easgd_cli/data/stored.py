@@ -67,10 +67,6 @@ class StoredImages(ImageSet):
         return (3, *self.crop)
 
     @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors().values())
-
-    @property
     def ahead(self) -> int:
         return 0 if self.loaders == 0 else self.most_ahead
 
@@ -95,9 +91,7 @@ class StoredImages(ImageSet):
         return replace(self, device=device)
 
     def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Batch:
-        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape] on `device`, and
-        their labels [B].
-        """
+        """The training images `indices` [B], cropped and mirrored at random, [B, *input_shape], and labels [B]."""
         return self.begin(indices, generator, dtype)()
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
@@ -115,16 +109,9 @@ class StoredImages(ImageSet):
         return self._begun("train", places, cuts, self.device, dtype)
 
     def evaluation_batches(
-        self,
-        split: Split,
-        size: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        indices: Tensor | None = None,
+        self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
-        """Center patches of at most `size` images at a time and their labels, on `device`; the next are decoded
-        meanwhile.
-        """
+        """Center patches, at most `size` at a time, and their labels, on `device`; the next are decoded meanwhile."""
         chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]
         wanted = torch.arange(self.count(split)) if indices is None else indices
         places = wanted if chosen is None else chosen[wanted]
@@ -159,17 +146,11 @@ class StoredImages(ImageSet):
                 yield last, [said for said in pool.map(tried, range(first, last)) if said is not None]
 
     def _begun(
-        self,
-        split: Split,
-        places: Tensor,
-        cuts: Sequence[Callable[..., None]],
-        device: torch.device,
+        self, split: Split, places: Tensor, cuts: Sequence[Callable[..., None]], device: torch.device,
         dtype: torch.dtype,
-    ) -> Callable[[], Batch]:
-        source, pixels = (
-            self._source(split),
-            torch.empty(len(places), *self.input_shape, dtype=torch.uint8, pin_memory=device.type != "cpu"),
-        )
+    ) -> Callable[[], Batch]:  # fmt: skip
+        source, shape = self._source(split), (len(places), *self.input_shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type != "cpu")
         into, numbers = pixels.numpy(), places.tolist()
         decoding.load_formats()
 

@@ -60,12 +60,5 @@ def synthetic(
         for begin in range(0, len(labels), 1024):  # in pieces, so that the patterns of a whole set never lie in memory
             made[begin : begin + 1024] += patterns[labels[begin : begin + 1024]]
         pixels.append(made)
-    return Images(
-        pixels[0],
-        train_labels,
-        pixels[1],
-        test_labels,
-        num_classes=classes,
-        crop=None if crop is None else (crop, crop),
-        flip=flip,
-    )
+    patch = None if crop is None else (crop, crop)
+    return Images(pixels[0], train_labels, pixels[1], test_labels, num_classes=classes, crop=patch, flip=flip)

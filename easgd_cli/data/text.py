@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from easgd_cli.data.conversion import sent
-from easgd_cli.data.dataset import Batch, Split, Targets, fixed_subset
+from easgd_cli.data.dataset import Batch, Split, Targets
 from easgd_cli.data.patience import told
 from easgd_cli.errors import UsageError, why
 from easgd_cli.system.shared_memory import MappedFile
@@ -84,9 +84,7 @@ def _mapped(files: list[Path]) -> MappedFile | None:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the byte that is
-    only to be told.
-    """
+    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the last byte."""
 
     file: MappedFile
     cuts: Mapping[Split, tuple[int, int]]
@@ -154,9 +152,6 @@ class Text:
     ) -> Iterator[Batch]:
         for part in (torch.arange(self.count(split)) if indices is None else indices).split(size):
             yield self._windows(split, part).to(device), None
-
-    def training_subset(self, n: int) -> Tensor:
-        return fixed_subset(self.count("train"), n)
 
     def _windows(self, split: Split, indices: Tensor) -> Tensor:
         """[B, length + 1] int64."""

@@ -228,7 +228,5 @@ def experiment(of: Outline, workers: int | None = None, masters: int = 0) -> Exp
     check_slices(s, rules, start.numel())
     computing = workers_here(s) if workers is None else min(workers, s.workers)
     here = Part(computing, devices[:computing].count("cpu"), serves=workers is None, masters=masters)
-    memory = check_memory(
-        s, parts.method, parts.average, start, given, here=here, in_processes=launched_in_processes(s)
-    )
+    memory = check_memory(s, parts.method, parts.average, start, given, here=here)
     return Experiment(recipe, parts, start, memory, () if given is None else doubts_of(s, given))

@@ -99,11 +99,8 @@ def refuse_unused(s: Settings, asked: set[str]) -> None:
             raise UsageError(
                 f"problem={name} {key}={getattr(s, key)}: this problem makes its gradients itself; leave out {key}=."
             )
-    for key, given in (
-        ("init", s.init),
-        ("init_prefix", s.init_prefix),
-        ("init_without", listed(s.init_without) if s.init_without else None),
-    ):
+    without = listed(s.init_without) if s.init_without else None
+    for key, given in (("init", s.init), ("init_prefix", s.init_prefix), ("init_without", without)):
         if given is not None and "model" not in asked:
             raise UsageError(
                 f"problem={name} {key}={given}: this problem has no model whose parameters could be read; leave "

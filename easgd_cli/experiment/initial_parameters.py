@@ -90,9 +90,8 @@ def _without(state: Mapping[Any, Any], net: nn.Module, s: Settings) -> dict[Any,
     for name in s.init_without:
         if not any(_within(key, name) for key in (*state, *own)):
             raise UsageError(
-                f"init_without={listed(s.init_without)}: neither init={s.init} nor the net has a module or "
-                f"parameter {name}; the net's are "
-                f"{', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
+                f"init_without={listed(s.init_without)}: neither init={s.init} nor the net has a module or parameter "
+                f"{name}; the net's are {', '.join(dict.fromkeys(key.split('.')[0] for key in own))}."
             )
     left_out = {key for key in (*state, *own) if any(_within(key, name) for name in s.init_without)}
     return {key: value for key, value in state.items() if key not in left_out} | {
@@ -123,9 +122,8 @@ def _check_outputs(net: nn.Module, state: Mapping[str, Any], s: Settings, num_cl
     ):
         name, (theirs, own) = next(iter(others.items()))
         raise UsageError(
-            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of "
-            f"a net for {theirs[0]} classes, and "
-            f"dataset={s.dataset['name']} has {num_classes}; "
-            f"give init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a "
-            f"data set with {theirs[0]} classes."
+            f"init={s.init}: {name} is {list(theirs)} in the file and {list(own)} in the net: the file is of a net for "
+            f"{theirs[0]} classes, and dataset={s.dataset['name']} has {num_classes}; give "
+            f"init_without=[{name.rpartition('.')[0] or name}] to begin with a new last layer, or use a data set with "
+            f"{theirs[0]} classes."
         )

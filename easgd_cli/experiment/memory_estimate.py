@@ -1,6 +1,4 @@
-"""What a run needs in memory at its peak, counted before it starts; a run that does not fit is refused (docs/design.md,
-Memory).
-"""
+"""What a run needs in memory at its peak, counted before it starts; what does not fit is refused (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from easgd_cli.algorithms.base import EXCHANGES
 from easgd_cli.errors import UsageError
-from easgd_cli.experiment.checks import of_copies, periodic
+from easgd_cli.experiment.checks import launched_in_processes, of_copies, periodic
 from easgd_cli.settings.schema import samples_a_step
 from easgd_cli.system import shared_memory
 from easgd_cli.system.devices import cores
@@ -40,23 +38,15 @@ class Part:
 
 
 def check_memory(
-    s: Settings,
-    rules: Method,
-    kept: Average | None,
-    start: Tensor,
-    data: Dataset | None,
-    *,
-    here: Part,
-    in_processes: bool,
+    s: Settings, rules: Method, kept: Average | None, start: Tensor, data: Dataset | None, *, here: Part
 ) -> int:
     """Returns the bytes of a run's vectors, of the batches of the workers on the CPU, and of the copy of the data set
     that they share, as far as they are on this machine.
 
-    `start` [size]: one vector; `in_processes`: whether every worker is a process, with a problem of its own. What a net
-    keeps for its backward pass is not known here and comes on top, and so do the processes themselves. Raises
-    UsageError where less is free.
+    `start` [size]: one vector. What a net keeps for its backward pass is not known here and comes on top, and so do the
+    processes themselves. Raises UsageError where less is free.
     """
-    vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, here, in_processes)
+    vectors = start.numel() * start.element_size() * _vectors(s, rules, kept, here)
     # As many batches as can be computed at once; for each sample the net's input, and 8 bytes each for its number, its
     # draw and its label.
     batches = 0 if data is None else samples_a_step(s) * s.replicas * (data.sample_size * start.element_size() + 24)
@@ -69,23 +59,13 @@ def check_memory(
     needed, available = vectors + batches + copied + owned, shared_memory.available_memory()
     if available is None or needed <= available:
         return needed
+    workers, copy = s.workers if here.serves else here.computing, "the copy of the data set that workers share"
+    slices, fewer = "slices of the center and of all workers' vectors", "use fewer workers or a smaller model"
     said = {
-        f"workers={s.workers if here.serves else here.computing}": (
-            vectors,
-            "vectors",
-            "use fewer workers or a smaller model",
-        ),
+        f"workers={workers}": (vectors, "vectors", fewer),
         f"batch_size={s.batch_size}": (batches, "batches", "use smaller batches or fewer workers"),
-        f"dataset={s.dataset['name']}": (
-            copied,
-            "the copy of the data set that workers share",
-            "use fewer or smaller images",
-        ),
-        f"masters={here.masters}": (
-            owned,
-            "slices of the center and of all workers' vectors",
-            "offer fewer masters, or use fewer workers or a smaller model",
-        ),
+        f"dataset={s.dataset['name']}": (copied, copy, "use fewer or smaller images"),
+        f"masters={here.masters}": (owned, slices, f"offer fewer masters, or {fewer}"),
     }
     written, (most, what, remedy) = max(said.items(), key=lambda item: item[1][0])
     raise UsageError(
@@ -94,7 +74,7 @@ def check_memory(
     )
 
 
-def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_processes: bool) -> int:
+def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part) -> int:
     """Returns how many vectors of the size of x there are, beside those of the prepared problem."""
     average = kept is not None
     evaluated = 1 + average  # the vectors of a snapshot
@@ -113,7 +93,7 @@ def _vectors(s: Settings, rules: Method, kept: Average | None, here: Part, in_pr
     lasting, scratch = s.workers * lasting, s.workers * len(rules.scratch)
     # the last checkpoint, whole, and the state_dict that is saved
     closing = lasting + max(owner, evaluated) + 1
-    if not in_processes:
+    if not launched_in_processes(s):
         return owner + lasting + scratch + closing + 2  # what backward adds to the gradient, and the evaluator's copy
     evaluator = 3  # gradient, start, and its copy of a snapshot
     waiting = (2 if s.eval.every is None else SNAPSHOTS_IN_MEMORY + 1) * evaluated

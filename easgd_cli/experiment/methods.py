@@ -4,8 +4,6 @@ symbols by name.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from easgd_cli.errors import UsageError
@@ -60,18 +58,15 @@ def method(s: Settings) -> Method:
     from easgd_cli.algorithms import slices
     from easgd_cli.algorithms.base import Method, check_method
 
-    if (
-        s.alpha is not None
-        and s.beta is not None
-        and not {"alpha", "beta"} <= _required(signature(locate("algo", s.algo["target"])))
-    ):
+    parameters = signature(locate("algo", s.algo["target"]))
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    if s.alpha is not None and s.beta is not None and not {"alpha", "beta"} <= required:
         raise UsageError(
             f"alpha={s.alpha} beta={s.beta}: give one of the two; beta is workers * alpha, so either follows from "
             "the other."
         )
     step = local_step(s)
     offered = symbols(s) | {"seed": s.seed} | ({} if step is None else {"local": step})
-    parameters = signature(locate("algo", s.algo["target"]))
     if "alpha" in parameters and parameters["alpha"].default is None:  # the method has its own way from beta to alpha
         offered |= {"alpha": s.alpha, "beta": 0.9 if s.beta is None else s.beta}
     try:
@@ -91,10 +86,6 @@ def method(s: Settings) -> Method:
     if (why := slices.refusal(made, s.masters, s.fragments)) is not None:
         raise UsageError(f"algo={s.algo['name']} {why}")
     return made
-
-
-def _required(parameters: Mapping[str, inspect.Parameter]) -> set[str]:
-    return {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
 
 
 def on_vectors_of(problem: Problem, rules: Method, s: Settings) -> Method:
@@ -144,9 +135,8 @@ def schedule(s: Settings, steps: int | None) -> Schedule:
 
     if steps is None and follows_the_length(s):
         raise UsageError(
-            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local "
-            "steps, and nobody knows how many minutes hold; "
-            "give steps= or epochs=, or use schedule=decay."
+            f"schedule={s.schedule['name']} minutes={s.minutes:g}: this schedule follows the run's local steps, and "
+            "nobody knows how many minutes hold; give steps= or epochs=, or use schedule=decay."
         )
     if steps is not None and s.warmup >= steps:
         raise UsageError(f"warmup={s.warmup}: the run has {steps} local steps; a warm-up is shorter than the run.")

@@ -155,23 +155,9 @@ def model(s: Settings, data: Dataset | None, checked: bool = True, trained_for: 
 # What a problem may ask for by name (see `problem`). Data, task and net are made only for a problem that asks
 # for them; `images` is the older name of `data`.
 OFFERED_TO_PROBLEMS = (
-    "seed",
-    "workers",
-    "batch_size",
-    "accumulate",
-    "replicas",
-    "dither",
-    "l2",
-    "groups",
-    "device",
-    "precision",
-    "compile",
-    "data",
-    "images",
-    "task",
-    "model",
-    "train_images",
-)
+    "seed", "workers", "batch_size", "accumulate", "replicas", "dither", "l2", "groups", "device", "precision",
+    "compile", "data", "images", "task", "model", "train_images",
+)  # fmt: skip
 
 
 def problem(s: Settings, data: Dataset | None, device: torch.device) -> Problem:

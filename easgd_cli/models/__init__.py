@@ -58,9 +58,8 @@ def check_model(net: object, written: str, data: Dataset | None, task: Task | No
     needed, available = 2 * sum(p.nbytes for p in trained), shared_memory.available_memory()
     if available is not None and needed > available:
         raise UsageError(
-            f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes "
-            f"{needed / 2**30:,.1f} GiB more than there is of it "
-            f"already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
+            f"{written}: has {sum(p.numel() for p in trained):,} parameters; to train it takes {needed / 2**30:,.1f} "
+            f"GiB more than there is of it already, and {available / 2**30:,.1f} GiB are free; use a smaller net."
         )
     if data is None or task is None:  # only the problem knows what the net takes
         return

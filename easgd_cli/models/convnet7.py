@@ -40,11 +40,9 @@ class ConvNet7(nn.Module):
         )  # fmt: skip
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(64 * rows * columns, 256),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            nn.Linear(64 * rows * columns, 256), nn.ReLU(inplace=True), nn.Dropout(dropout),
             nn.Linear(256, num_classes),
-        )
+        )  # fmt: skip
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,9 +14,7 @@ from easgd_cli.models import image_shape, initialise
 
 
 class ConvNetDigits(nn.Module):
-    """`forward`: images [B, C, H, W], at least 6x6, to logits [B, num_classes]. Raises ValueError for
-    smaller images.
-    """
+    """`forward`: images [B, C, H, W], at least 6x6, to logits [B, num_classes]. Raises ValueError for smaller ones."""
 
     def __init__(self, input_shape: tuple[int, int, int] = (1, 8, 8), num_classes: int = 10):
         super().__init__()

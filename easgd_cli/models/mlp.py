@@ -43,8 +43,7 @@ class MLP(nn.Module):
         if available is not None and needed > available:
             raise ValueError(
                 f"model.hidden={list(hidden)}: these are {many:,} parameters, {needed / 2**30:,.1f} GiB, and "
-                f"{available / 2**30:,.1f} GiB are free; "
-                "use narrower layers."
+                f"{available / 2**30:,.1f} GiB are free; use narrower layers."
             )
         self.layers = nn.Sequential(nn.Flatten())
         for ins, outs in zip(widths, hidden, strict=False):

@@ -26,11 +26,9 @@ def classifier(name: str, input_shape: tuple[int, int, int], num_classes: int) -
     models = torchvision().models
     known = models.list_models(module=models)
     if name not in known:
-        other = (
-            "is none of torchvision's nets for classification that can be trained"
-            if name in models.list_models()
-            else "is no net of torchvision"
-        )
+        other = "is no net of torchvision"
+        if name in models.list_models():
+            other = "is none of torchvision's nets for classification that can be trained"
         near = difflib.get_close_matches(name, known, 3, 0.4) or ["resnet18", "vgg11_bn", "vit_b_16"]
         raise ValueError(f"model.name={name}: {other}; did you mean {' or '.join(near)}?")
     channels, *sides = image_shape(input_shape, "torchvision")

@@ -134,11 +134,8 @@ def _check_gradient(said: str, problem: Any, x: Tensor) -> None:
 
 def _check_metrics(said: str, problem: Any) -> None:
     metrics = getattr(problem, "metrics", ())
-    if (
-        not isinstance(metrics, list | tuple)
-        or not all(isinstance(m, Metric) for m in metrics)
-        or sum(m.primary for m in metrics) > 1
-    ):
+    are_metrics = isinstance(metrics, list | tuple) and all(isinstance(m, Metric) for m in metrics)
+    if not are_metrics or sum(m.primary for m in metrics) > 1:
         raise UsageError(
             f"{said}: its metrics are {_kind(metrics)}; they must be a list of easgd_cli.problems.metric.Metric, "
             "at most one of them primary."

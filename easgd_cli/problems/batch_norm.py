@@ -1,6 +1,4 @@
-"""Batch norm's running statistics, which training gathers and evaluation normalises by: means and variances of each
-layer's channels.
-"""
+"""Batch norm's running statistics, gathered in training and used in evaluation: means and variances of channels."""
 
 from __future__ import annotations
 

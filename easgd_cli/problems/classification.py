@@ -9,8 +9,8 @@ from easgd_cli.problems.metric import Metric, Metrics
 METRICS = Metrics(
     [
         Metric(
-            "test_error", "test error", unit="%", format=".2f", primary=True, description="Test samples that the "
-            "center gets wrong, in percent."
+            "test_error", "test error", unit="%", format=".2f", primary=True,
+            description="Test samples that the center gets wrong, in percent.",
         ),
         Metric(
             "test_error_top5", "top-5 error", "top-5", unit="%", format=".2f",

@@ -20,25 +20,15 @@ class DoubleWell(NoisyFunction):
         *NoisyFunction.metrics,
         Metric(
             "well",
-            description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, "
-            "-1 with "
-            "all "
-            "in those at -1.",
+            description="Mean sign of the center's coordinates on a double well: 1 with all in the wells at +1, -1 "
+            "with all in those at -1.",
         ),
     )
 
     def __init__(
-        self,
-        dimension: int = 1,
-        noise: float = 0.1,
-        start: Point = 0.5,
-        starts: list[Point] | None = None,
-        *,
-        seed: int,
-        workers: int,
-        l2: float,
-        device: torch.device,
-    ):
+        self, dimension: int = 1, noise: float = 0.1, start: Point = 0.5, starts: list[Point] | None = None, *,
+        seed: int, workers: int, l2: float, device: torch.device,
+    ):  # fmt: skip
         super().__init__(dimension, noise, start, starts, seed=seed, workers=workers, l2=l2, device=device)
 
     def value(self, x: Tensor) -> Tensor:

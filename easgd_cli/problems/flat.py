@@ -84,9 +84,8 @@ class Flat:
         """Returns a copy of the model's parameters [size]."""
         return torch.cat([p.detach().reshape(-1) for p in self._parameters])
 
-    def state_dict(self, vector: Tensor, buffers: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Returns a dictionary for `model.load_state_dict`: parameters from `vector` [size], the rest from `buffers` or
-        the model.
+    def state_dict(self, vector: Tensor) -> dict[str, Tensor]:
+        """Returns a dictionary for `model.load_state_dict`: parameters from `vector` [size], the rest from the model.
 
         All are plain CPU tensors that share memory with nothing.
         """
@@ -94,7 +93,7 @@ class Flat:
         state = {}
         for name, tensor in self._named():
             slot = self._slots.get(id(tensor))
-            value = values[slot] if slot is not None else (buffers or {}).get(name, tensor)
+            value = tensor if slot is None else values[slot]
             state[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return state
 

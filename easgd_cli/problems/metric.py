@@ -127,11 +127,9 @@ class Metrics:
 
     def together_with(self, other: Metrics) -> Metrics:
         """Returns the metrics of both; of two with one name, this object's."""
-        return (
-            Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
-            if other.declared != self.declared
-            else self
-        )
+        if other.declared == self.declared:
+            return self
+        return Metrics({metric.name: metric for metric in (*other.declared, *self.declared)}.values())
 
     def errors(self, measured: Iterable[str]) -> list[Metric]:
         """Returns the declared metrics that were `measured` and are no losses, in their order."""

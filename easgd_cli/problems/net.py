@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from easgd_cli.algorithms.groups import Part
-from easgd_cli.data.dataset import Batch, Dataset, Split
+from easgd_cli.data.dataset import Batch, Dataset, Split, fixed_subset
 from easgd_cli.data.nest import called, mapped
 from easgd_cli.problems.batch_norm import RunningStatistics
 from easgd_cli.problems.batches import Batches
@@ -73,7 +73,7 @@ class NetProblem:
         rates = parts(self.flat, groups, {"eta": 1.0, "weight_decay": None})
         self.parts = [] if len(rates) == 1 and rates[0][2] == (1.0, None) else [Part(b, e, *v) for b, e, v in rates]
         # A net that is bound to one vector after another is compiled once: the graph does not depend on addresses.
-        self._compiled = compiled if compile else _as_it_is
+        self._compiled = compiled if compile else lambda net: net
         self._differentiated = self._compiled(model)
         self._tf32 = precision == "tf32"
         self._autocast = autocast(device, precision)
@@ -81,11 +81,10 @@ class NetProblem:
         self._batches = Batches(data.count("train"), batch_size, seed)
         self._augmentation = torch.Generator()
         self._dropout = _default_generator(self.device)
-        self._subset = data.training_subset(train_images)
+        self._subset = fixed_subset(data.count("train"), train_images)
         self._start = torch.cat([self.flat.vector(), self._running.vector[: self.statistics]])
-        self._normalising = _whole_batches(
-            data.training_subset(train_images if batch_norm_images is None else batch_norm_images)
-        )
+        normalising = train_images if batch_norm_images is None else batch_norm_images
+        self._normalising = _whole_batches(fixed_subset(data.count("train"), normalising))
         if self._running.layers and not self.statistics and len(self._normalising) < 2:
             raise ValueError(
                 f"eval.train_images={train_images}: of this net batch norm's variances are estimated over as "
@@ -269,10 +268,6 @@ class NetProblem:
         return self.task.figures({name: float(value) for name, value in totals.items()})
 
 
-def _as_it_is(net: nn.Module) -> nn.Module:
-    return net
-
-
 def _check(batch_norm: str, batch_norm_images: int | None, precision: str, model: nn.Module) -> None:
     if batch_norm not in ("estimate", "average"):
         raise ValueError(
@@ -304,9 +299,8 @@ def _check_statistics(batch_norm: str, running: RunningStatistics, statistics: i
         )
     if statistics and any(layer.momentum is None for layer in running.layers):
         raise ValueError(
-            "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics "
-            "depend on how many batches it has seen; "
-            "give it a number, such as 0.1, or use problem.batch_norm=estimate."
+            "problem.batch_norm=average: a batch norm of this net has momentum=None, so its statistics depend on how "
+            "many batches it has seen; give it a number, such as 0.1, or use problem.batch_norm=estimate."
         )
 
 

@@ -35,17 +35,9 @@ class NoisyFunction(ABC):
     )
 
     def __init__(
-        self,
-        dimension: int,
-        noise: float,
-        start: Point,
-        starts: list[Point] | None,
-        *,
-        seed: int,
-        workers: int,
-        l2: float,
-        device: torch.device,
-    ):
+        self, dimension: int, noise: float, start: Point, starts: list[Point] | None, *, seed: int, workers: int,
+        l2: float, device: torch.device,
+    ):  # fmt: skip
         if dimension < 1:
             raise ValueError(f"problem.dimension={dimension}: must be a whole number of at least 1.")
         if not (math.isfinite(noise) and noise >= 0):
@@ -58,9 +50,8 @@ class NoisyFunction(ABC):
                 f"workers={workers}."
             )
         self._start = point("problem.start", start, dimension)
-        self._starts = (
-            None if starts is None else [point(f"problem.starts[{i}]", own, dimension) for i, own in enumerate(starts)]
-        )
+        own = [point(f"problem.starts[{i}]", given, dimension) for i, given in enumerate(starts or ())]
+        self._starts = None if starts is None else own
         self._noise, self._seed, self._l2, self._device = noise, seed, l2, device
         self._generator = torch.Generator()
         self._xi = torch.zeros(dimension, dtype=torch.float64, device=device)

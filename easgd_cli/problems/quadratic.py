@@ -20,18 +20,9 @@ class Quadratic(NoisyFunction):
     """
 
     def __init__(
-        self,
-        dimension: int = 1,
-        spectrum: Point = 1.0,
-        noise: float = 1.0,
-        start: Point = 1.0,
-        starts: list[Point] | None = None,
-        *,
-        seed: int,
-        workers: int,
-        l2: float,
-        device: torch.device,
-    ):
+        self, dimension: int = 1, spectrum: Point = 1.0, noise: float = 1.0, start: Point = 1.0,
+        starts: list[Point] | None = None, *, seed: int, workers: int, l2: float, device: torch.device,
+    ):  # fmt: skip
         super().__init__(dimension, noise, start, starts, seed=seed, workers=workers, l2=l2, device=device)
         self._h = _curvatures(spectrum, dimension).to(device)
 

@@ -1,6 +1,4 @@
-"""Runs from Python: `train`, `load`, `report`, `stop`. The settings, checks, launchers and directories are those of the
-command line; docs/python.md has it all.
-"""
+"""Runs from Python: `train`, `load`, `report`, `stop`, with the command line's settings, checks and directories."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ def train(
 
 
 def load(directory: str | Path) -> Run:
-    """The run in a directory, also one that runs still, was interrupted or failed; its code is not imported. Raises
-    UsageError where there is none.
-    """
+    """The run in a directory, however it stands; its code is not imported. Raises UsageError where there is none."""
     path = Path(directory)
     if not path.is_dir() or reader.config_of(path) is None:
         raise UsageError(f"{path}: holds no config.yaml, so this is not the directory of a run.")
@@ -103,9 +99,7 @@ def report(runs: Run | str | Path | Iterable[Run | str | Path], out: str | Path 
 
 
 def stop() -> bool:
-    """Ends the run that trains in another thread of this process as Ctrl-C would, with a checkpoint; returns whether
-    there was one.
-    """
+    """Ends the run of another thread of this process as Ctrl-C would, with a checkpoint; returns whether one was."""
     return signals.interrupt()
 
 
@@ -141,7 +135,7 @@ def _begin(asked: dict[str, Any], handed: dict[str, Group], directory: str | Pat
     written = [f"{group}={node['name']}" for group, node in handed.items()] + keywords.lines(asked)
     outline, launcher = single_run.checked(settings)
     here = Here.of(settings, launcher, progress)
-    for line in single_run.ineffective(outline, written) + single_run.untuned(settings, written):
+    for line in single_run.said_before(outline, written):
         warnings.warn(line, stacklevel=3)
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}{run_directory.named_by(written, '_')}"
     path = Path("runs", name) if directory is None else Path(directory)

@@ -86,9 +86,7 @@ def function(given: Callable[..., Any]) -> str:
 
 
 def data(train: Any, test: Any) -> Group:
-    """Training and test data, as an option of `dataset`: Datasets, or pairs of inputs and targets; `test`: None where
-    a share of them is tested on.
-    """
+    """Training and test data as an option of `dataset`: Datasets, or pairs of inputs and targets. `test`: or None."""
     for part in (train, test):
         if isinstance(part, type):
             raise UsageError(f"train, test: {part.__name__} is a class; give Datasets that have been made of it.")
@@ -241,9 +239,7 @@ class InheritedRecipe(Recipe):
 
 
 def _unused(data: Any) -> Any:
-    """The same data without the threads or processes that have read some of them here, which no fork copies: what is
-    private of it begins anew.
-    """
+    """The same data without the threads or processes that read some here, which no fork copies: privates begin anew."""
     anew = {f.name: f.default_factory for f in fields(data) if f.name.startswith("_")}
     return replace(data, **{name: made() for name, made in anew.items() if made is not MISSING})
 

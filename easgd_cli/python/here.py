@@ -1,6 +1,4 @@
-"""A run in the process that asks for it: shown there, what it was handed brought to the workers, interrupted as Python
-is, and nothing else changed.
-"""
+"""A run in the process that asks for it: shown there, its objects brought to the workers, nothing else changed."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ def alone() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Here:
-    """A launcher for a run of this process. `inherits`: why its workers have to be copies of this process; None where
-    they need not.
-    """
+    """A launcher for a run of this process. `inherits`: why workers have to be copies of it; None: they need not."""
 
     launcher: Launcher
     screen: Screen | None
@@ -95,9 +91,7 @@ class Here:
 
 
 def ended(outcome: Outcome, run: Run) -> Run:
-    """The run where it has its result. Raises Interrupted after a signal, which is given on to whoever handles it here,
-    and Failed.
-    """
+    """The run where it has its result. Raises Interrupted after a signal, which is also given on, and Failed."""
     if outcome.status == "failed":
         raise Failed(outcome.reason or "the run failed", run)
     if outcome.status != "interrupted":

@@ -1,6 +1,4 @@
-"""Settings from keyword arguments: the configurations of the command line, put together in the same order, without
-Hydra.
-"""
+"""Settings from keyword arguments: the command line's configurations, composed in the same order without Hydra."""
 
 from __future__ import annotations
 
@@ -52,9 +50,7 @@ def lines(given: Mapping[str, Any]) -> list[str]:
 
 
 def composed(given: Mapping[str, Any], handed: Mapping[str, Group]) -> Settings:
-    """The settings of a new run: those `given` by dotted names, and groups that were `handed` over as objects. Raises
-    UsageError.
-    """
+    """The settings of a new run: those `given` by dotted names, groups `handed` over as objects. Raises UsageError."""
     written = lines(given)
     if given.get("tau") == "auto":
         given = {key: value for key, value in given.items() if key != "tau"} | {"auto.tau": True}
@@ -80,9 +76,7 @@ def composed(given: Mapping[str, Any], handed: Mapping[str, Group]) -> Settings:
 def resumed(
     run: Path, given: Mapping[str, Any], handed: Mapping[str, Group], doubts: list[str] | None = None
 ) -> Settings:
-    """The settings of a run with those `given` changed, and with objects that were `handed` over once more. Raises
-    UsageError.
-    """
+    """The settings of a run with those `given` changed, and objects `handed` over once more. Raises UsageError."""
     path = run / "config.yaml"
     root = configs.of_today(reader.config_of(run, doubts))
     if root is None:
@@ -202,9 +196,8 @@ def _set(root: dict[str, Any], key: str, value: Any, written: list[str]) -> None
     if section in GROUPS:
         node = root[section]
         siblings = [k for k in node if k not in ("name", "target")]
-        takes_a_name = node["target"] is not None and "name" in targets.signature(
-            targets.locate(section, node["target"])
-        )
+        maker = None if node["target"] is None else targets.locate(section, node["target"])
+        takes_a_name = maker is not None and "name" in targets.signature(maker)
         if name not in siblings and not (name == "name" and takes_a_name):
             raise UsageError(names.no_option(key, line, str(node["name"]), siblings))
     elif section in _SECTIONS:

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, by its `directory`: ended, running still, interrupted or failed. What is read is what is there now;
-    whatever is damaged raises UsageError.
-    """
+    """A run, by its `directory`, however it stands, read as it is now; what is damaged raises UsageError."""
 
     directory: Path
     # of a run of this process, with the objects that it was handed, by which `resume=run` goes on without them
@@ -80,9 +78,7 @@ class Run:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the run: Ctrl-C, SIGTERM, or `easgd_cli.stop()`. `run`: what it has left, a checkpoint to go
-    on from among it: `train(resume=e.run)`.
-    """
+    """A signal has ended the run, or `easgd_cli.stop()`. `run`: what is left, to go on from: `train(resume=e.run)`."""
 
     def __init__(self, run: Run):
         super().__init__(f"the run in {run.directory} was interrupted; train(resume=...) goes on with it")

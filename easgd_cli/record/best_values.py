@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from easgd_cli.problems.metric import SECONDS_TO_BEST, Metric
-from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, Row, measured, worker_name
-
-_PARTS = ("compute", "data", "communication", "other")
+from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, PARTS, Row, measured, worker_name
 
 
 class BestValues:
@@ -40,7 +38,7 @@ class BestValues:
             self._measured[party] = last | {m: row[m] for m in measured(row)}
         elif party not in PARTIES:
             self.reached[party] = row["step"]
-            if all(row.get(f"seconds_{part}") is not None for part in _PARTS):
+            if all(row.get(f"seconds_{part}") is not None for part in PARTS):
                 self.spent(party, row)
         elif "lost" in row:  # its seconds have stopped; after it has come back they go on
             self._seconds.pop(worker_name(row["lost"]), None)
@@ -65,14 +63,12 @@ class BestValues:
 
     def spent(self, worker: str, seconds: Mapping[str, Any]) -> None:
         """Where a worker's seconds have gone so far."""
-        self._seconds[worker] = {part: seconds[f"seconds_{part}"] for part in _PARTS}
+        self._seconds[worker] = {part: seconds[f"seconds_{part}"] for part in PARTS}
 
     def stats(self) -> dict[str, Any]:
-        """The last evaluation of the center (and of its average), when it was, and the mean over the workers not lost
-        of the seconds of their step loops.
-        """
+        """The last evaluation of center and average, when it was, and where workers' seconds went, their mean."""
         count = len(self._seconds)
-        seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in _PARTS}
+        seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in PARTS}
         return {
             "center": {},
             **self._measured,

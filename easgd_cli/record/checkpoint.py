@@ -75,9 +75,7 @@ class Checkpoint:
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones
-    as they were.
-    """
+    """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones."""
     directory.mkdir(exist_ok=True)
     number = 1 + max(map(reader.checkpoint_number, reader.checkpoints(directory)), default=0)
     path = directory / f"{number:06d}_step_{int(checkpoint.owner.moment.step)}.pt"
@@ -105,9 +103,7 @@ def _on_host(content: Any) -> Any:
 
 
 def save(content: Any, path: Path, sealed: bool = False) -> Held:
-    """torch.save, beside and renamed, with a checksum in the file where `sealed`; returns what the file holds but for
-    that. Raises OSError.
-    """
+    """torch.save, beside and renamed, with a checksum where `sealed`; returns what the file holds. Raises OSError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as f:

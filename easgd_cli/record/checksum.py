@@ -108,11 +108,9 @@ def wrong_entry(text: str, content: dict[str, Any]) -> Wrong | None:
 def _changed(text: str, crc: str, first_line: int, mark: str) -> Wrong:
     """What is wrong with a text that had this checksum: a flipped bit, or more."""
     data = text.encode()
-    at = (
-        _flipped(zlib.crc32(data) ^ int(crc, 16), len(data))
-        if _DIGITS.fullmatch(crc) and len(data) <= _SEARCHED
-        else None
-    )
+    at = None
+    if _DIGITS.fullmatch(crc) and len(data) <= _SEARCHED:
+        at = _flipped(zlib.crc32(data) ^ int(crc, 16), len(data))
     if at is None:
         return Wrong(f"is not as easgd wrote it; without {mark} nothing is said of that", None)
     byte, bit = at

@@ -62,9 +62,7 @@ def nowhere() -> Screen:
 
 
 def say(what: str | Text | Callable[[], object]) -> None:
-    """Prints a line, or calls what prints, on standard output. Where nobody reads that any more it goes nowhere, and so
-    does all that follows.
-    """
+    """Prints a line, or calls what prints, on standard output; nowhere once nobody reads that any more."""
     try:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)
@@ -84,12 +82,8 @@ class Display:
         self._live: Live | None = None
         self._redrawn = 0.0
         self._line: str | None = "" if isinstance(self._console, LineScreen) else None  # as it stands there
-        if (
-            self._line is None
-            and self._console.is_terminal
-            and not self._console.is_dumb_terminal
-            and self._console.file.isatty()
-        ):
+        redrawn = self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty()
+        if self._line is None and redrawn:
             # Redrawn by us alone; what others print meanwhile appears above the view.
             self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)

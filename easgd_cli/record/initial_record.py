@@ -15,7 +15,7 @@ from easgd_cli.experiment import build
 from easgd_cli.problems.classification import metrics_of
 from easgd_cli.record.metrics import PARTIES, Row, worker_name
 from easgd_cli.record.recorder import Recorder
-from easgd_cli.record.tensorboard import Value
+from easgd_cli.record.tensorboard_pages import Value
 from easgd_cli.settings.schema import GROUPS, Settings, effective_alpha, effective_beta, length, levels
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
 
 
 def hparams(s: Settings, rules: Method) -> dict[str, Value]:
-    """The settings that a run's result and its speed may depend on, for TensorBoard's HParams page; None for symbols
-    its method does not use.
-    """
+    """The settings that result and speed may depend on, for the HParams page; None for symbols not used."""
     exchanges = not rules.alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
@@ -96,17 +94,12 @@ def hparams(s: Settings, rules: Method) -> dict[str, Value]:
     if s.init is not None:
         found |= {"init": s.init, "init_prefix": s.init_prefix, "init_without": ",".join(s.init_without) or None}
     for group in GROUPS:
-        options = {f"{group}.{key}": value for key, value in getattr(s, group).items() if key not in ("name", "target")}
-        # Of a data set only the numbers: the rest says where it lies, not what it is.
-        found |= {
-            key: value
-            for key, value in options.items()
-            if group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))
-        }
-    return {
-        key: value if value is None or isinstance(value, str | int | float) else str(value)
-        for key, value in found.items()
-    }
+        for key, value in getattr(s, group).items():
+            # Of a data set only the numbers: the rest says where it lies, not what it is.
+            counts = group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))
+            if counts and key not in ("name", "target"):
+                found[f"{group}.{key}"] = value
+    return {key: value if isinstance(value, str | int | float | None) else str(value) for key, value in found.items()}
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
@@ -123,9 +116,7 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
     def keep(row: Row) -> bool:
         if row["party"] not in PARTIES:
             return bool(row["step"] <= reached.get(row["party"], 0))
-        before = (
-            row["seconds"] <= moment.seconds and row["exchanges"] <= moment.exchanges and row["step"] <= moment.step
-        )
+        before = all(row[name] <= getattr(moment, name) for name in ("seconds", "exchanges", "step"))
         return before and (row["party"] == "system" or (row["seconds"], row["step"], row["exchanges"]) not in pending)
 
     return keep

@@ -1,6 +1,4 @@
-"""Workers that were lost: summary.json has `lost`, those of the last start, and `lost_before`, those that came back
-when the run was resumed.
-"""
+"""Lost workers in summary.json: `lost` in the last start, `lost_before` those that came back when it was resumed."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 def restarts(summary: Mapping[str, Any]) -> str:
     """How often each party was started again, in a line; empty where none was."""
-    return ", ".join(
-        f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in summary.get("restarts", {}).items()
-    )
+    return _how_often(summary.get("restarts", {}))
 
 
 def goodput(summary: Mapping[str, Any]) -> str:
@@ -51,4 +47,8 @@ def goodput(summary: Mapping[str, Any]) -> str:
 
 def rejoins(summary: Mapping[str, Any]) -> str:
     """How often each worker went back to the center by itself, in a line; empty where none did."""
-    return ", ".join(f"{w} {'once' if n == 1 else f'{n:,} times'}" for w, n in summary.get("rejoins", {}).items())
+    return _how_often(summary.get("rejoins", {}))
+
+
+def _how_often(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{party} {'once' if n == 1 else f'{n:,} times'}" for party, n in counts.items())

@@ -15,11 +15,12 @@ MOMENT = ("seconds", "step", "exchanges", "party")
 # parties with a row at every evaluation of a snapshot, of what the problem declares (problems/metric.py)
 MEASURED = ("center", "average")
 
+PARTS = ("compute", "data", "communication", "other")  # of a worker's seconds
+
 # Of each worker, at fixed local steps.
 WORKER = {
-    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, "
-    "smoothing and "
-    "noise on, without the l2 term.",
+    "train_loss": "Mean loss of the worker's batches since the last point, at its own parameters, dropout, smoothing "
+    "and noise on, without the l2 term.",
     "distance_to_center": "Euclidean distance between the worker's parameters and the center it was last told.",
     "staleness": "Updates of the center by others between two exchanges of the worker, the mean since the last point.",
     "eta": "Learning rate at the worker's clock.",

@@ -77,9 +77,7 @@ class Points:
         yield from self._gathered(len(self._reached))
 
     def _gathered(self, of: int | None = None) -> Iterator[Point]:
-        """Mean and range over the workers at every step that all live ones have reached, where most of them
-        had a row.
-        """
+        """Mean and range over the workers at every step that all live ones have reached, if most had a row."""
         while self._bins and all(self._reached[name] >= min(self._bins) for name in self._live):
             step = min(self._bins)
             rows = self._bins.pop(step)

@@ -33,7 +33,7 @@ from easgd_cli.record.row_reader import renamed
 from easgd_cli.record.row_reader import returns_of as returns_of
 from easgd_cli.record.run_files import BadFile as BadFile
 from easgd_cli.record.run_files import MissingFile as MissingFile
-from easgd_cli.record.run_files import check_directory
+from easgd_cli.record.run_files import check_directory, reading
 from easgd_cli.record.run_files import open_file as open_file
 from easgd_cli.record.run_files import read as read
 from easgd_cli.record.run_files import read_text as read_text
@@ -45,11 +45,8 @@ if TYPE_CHECKING:
 
 _CONFIG = 1 << 20  # bytes of a configuration; reading YAML takes a minute for ten times as many
 _DEEPEST = 20
-_MAY_BE_NONE = (
-    "local",
-    "dataset",
-    "model",
-)  # groups without a maker where the problem or the method has no use for one
+# groups without a maker where the problem or the method has no use for one
+_MAY_BE_NONE = ("local", "dataset", "model")
 # counted as they are written: the newest does not depend on what is in them
 _CHECKPOINT = re.compile(r"(\d{1,18})_step_\d{1,18}\.pt")
 
@@ -131,9 +128,7 @@ def json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def metrics_of(run: Path) -> Metrics:
-    """What the run's problem declares that it measures; what classification does in directories of before. Raises
-    BadFile.
-    """
+    """What the run's problem declares that it measures; without a word classification's metrics. Raises BadFile."""
     try:
         return declared(summary_of(run))
     except (TypeError, ValueError) as e:
@@ -148,17 +143,13 @@ def declared(summary: Mapping[str, Any]) -> Metrics:
 def result_of(summary: Mapping[str, Any]) -> str | None:
     """The primary metric of the last evaluation in words, such as `test error 2.31 %`; None without one."""
     primary, center = declared(summary).primary, summary.get("center") or {}
-    return (
-        None
-        if primary is None or center.get(primary.name) is None
-        else f"{primary.title} {primary.shown(center[primary.name])}"
-    )
+    if primary is None or center.get(primary.name) is None:
+        return None
+    return f"{primary.title} {primary.shown(center[primary.name])}"
 
 
 def status_of(run: Path) -> str | None:
-    """How the run ended: running, completed, diverged, interrupted or failed; None where nothing says so. Raises
-    BadFile.
-    """
+    """How the run ended: running, completed, diverged, interrupted or failed; None: not said. Raises BadFile."""
     return summary_of(run).get("status")
 
 
@@ -175,10 +166,7 @@ def checkpoint_number(path: Path) -> int:
 
 
 def newest_checkpoint(run: Path, damaged: list[BadFile] | None = None) -> Checkpoint:
-    """The last checkpoint of a run; with `damaged` the last that is sound, those after it being put there.
-
-    Raises BadFile where there is none or it cannot be read.
-    """
+    """The last checkpoint; with `damaged` the last sound one, later ones put there. Raises BadFile without one."""
     found = checkpoints(run / "checkpoint")
     if not found:
         wrong = (
@@ -217,11 +205,8 @@ def _checkpoint(path: Path) -> Checkpoint:
 
 def beginning(path: Path, count: int) -> bytes:
     """The first `count` bytes of a file, or as many as there are. Raises BadFile."""
-    with open_file(path) as f:
-        try:
-            return f.read(min(count, os.fstat(f.fileno()).st_size))
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    with reading(path) as f:
+        return f.read(min(count, os.fstat(f.fileno()).st_size))
 
 
 def held_at_the_end(run: Path, doubts: list[str] | None = None) -> dict[str, Held]:
@@ -237,13 +222,10 @@ def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
     """What is wrong with a file that held this when its run ended; None also where nobody knows. Raises BadFile."""
     if held is None:
         return None
-    with open_file(path) as f:
-        try:
-            size = f.seek(0, 2)
-            f.seek(0)
-            sound = size == held.size and held.begins(f)
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    with reading(path) as f:
+        size = f.seek(0, 2)
+        f.seek(0)
+        sound = size == held.size and held.begins(f)
     return None if sound else "is damaged: it is not what it was when the run ended (summary.json has its checksum)"
 
 

@@ -1,6 +1,4 @@
-"""The recorder: one row at a time into metrics.jsonl and TensorBoard's file, the order of exchanges into
-exchanges.bin.
-"""
+"""The recorder: a row at a time into metrics.jsonl and TensorBoard's file, exchanges' order into exchanges.bin."""
 
 from __future__ import annotations
 
@@ -9,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from easgd_cli.record.checksum import Held
 from easgd_cli.record.metrics import Row, worker_name
 from easgd_cli.record.reader import BadFile, Entries, declared, read_rows
 from easgd_cli.record.summary import summarize, surroundings, write_summary
-from easgd_cli.record.tensorboard import EventWriter, Value, started_at
+from easgd_cli.record.tensorboard import EventWriter, started_at
+from easgd_cli.record.tensorboard_pages import Value
+from easgd_cli.system.files import put
 
 _FLUSH_SECONDS = 0.2
 _PAUSE_SECONDS = 1.0  # between two attempts on a full disk
@@ -35,13 +36,9 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        workers: int,
-        hparams: Mapping[str, Value],
-        texts: Mapping[str, str],
+        self, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str],
         facts: Mapping[str, Any],
-    ):
+    ):  # fmt: skip
         """Begins the record of a new run.
 
         `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start,
@@ -53,16 +50,9 @@ class Recorder:
 
     @classmethod
     def reopen(
-        cls,
-        run_dir: Path,
-        workers: int,
-        hparams: Mapping[str, Value],
-        texts: Mapping[str, str],
-        facts: Mapping[str, Any],
-        keep: Callable[[Row], bool],
-        exchanges: int,
-        checkpoint: str = "",
-    ) -> Recorder:
+        cls, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str],
+        facts: Mapping[str, Any], keep: Callable[[Row], bool], exchanges: int, checkpoint: str = "",
+    ) -> Recorder:  # fmt: skip
         """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
 
         `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds.
@@ -80,14 +70,9 @@ class Recorder:
         return recorder
 
     def _begin(
-        self,
-        run_dir: Path,
-        events: EventWriter,
-        facts: Mapping[str, Any],
-        rows: list[Row],
-        exchanges: int,
+        self, run_dir: Path, events: EventWriter, facts: Mapping[str, Any], rows: list[Row], exchanges: int,
         checkpoint: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._entries = Entries(variables=len(facts.get("variables", ())))
         self._dir, self._events = run_dir, events
         self._facts = {**facts, **surroundings()}
@@ -103,9 +88,7 @@ class Recorder:
         self._replace(rows, exchanges)
 
     def _taken_back(self, rows: Iterable[Row], exchanges: int) -> tuple[list[Row], Held]:
-        """These rows as they are recorded, and what the first `exchanges` exchanges are. Raises RunError where there
-        are fewer.
-        """
+        """These rows as recorded, and what the first `exchanges` exchanges are. Raises RunError where some lack."""
         order, there = self._dir / "exchanges.bin", b""
         with _told(order, "read"):
             if exchanges:
@@ -122,25 +105,14 @@ class Recorder:
         """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
         order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
         with _told(metrics, "written"):
-            beside = metrics.with_name(f".{metrics.name}.{os.getpid()}")
-            try:
-                with open(beside, "wb") as f:
-                    f.writelines(_line(row) for row in rows)
-                    f.flush()
-                    os.fsync(f.fileno())
-                os.replace(beside, metrics)
-            except OSError:
-                beside.unlink(missing_ok=True)
-                raise
+            put(metrics, partial(_write, rows))
             self._metrics = AppendFile(metrics)
         with _told(order, "written"):
             self._order = AppendFile(order, keep=self._entries.size * exchanges)
         self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
-        """Records a row and returns it as recorded: with the best value so far, and when it was, where it is of the
-        center.
-        """
+        """Records a row and returns it as recorded: one of the center with the best value so far, and when it was."""
         row = self._best.take(row)
         self._metrics.add(_line(row))
         self._events.row(row)
@@ -231,6 +203,13 @@ class Recorder:
 
 def _line(row: Row) -> bytes:
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(rows: Iterable[Row], path: Path) -> None:
+    with open(path, "wb") as f:
+        f.writelines(map(_line, rows))
+        f.flush()
+        os.fsync(f.fileno())
 
 
 @contextmanager

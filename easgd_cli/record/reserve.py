@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 NAME = ".reserve"
 
 
 class Reserve:
-    """A hidden file of `size` bytes that says nothing. Where there is no room for it, or a file system cannot set room
-    aside, there is none.
-    """
+    """A hidden file of `size` bytes that says nothing; none where there is no room, or none can be set aside."""
 
     def __init__(self, run_dir: Path, size: int):
         self._path = run_dir / NAME
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
+            descriptor = os.open(self._path, flags, 0o600)
         except OSError:
             return
         try:
@@ -31,7 +29,5 @@ class Reserve:
 
     def release(self) -> None:
         """Gives the room to whoever writes next."""
-        try:
+        with suppress(OSError):
             self._path.unlink(missing_ok=True)
-        except OSError:
-            return

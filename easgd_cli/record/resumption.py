@@ -16,7 +16,7 @@ from easgd_cli.record import reader
 from easgd_cli.record.checksum import Held
 from easgd_cli.record.reader import NOBODY, BadFile, Entries
 from easgd_cli.record.run_directory import candidates, remove_unfinished
-from easgd_cli.record.run_files import check_directory, check_own, open_file
+from easgd_cli.record.run_files import check_directory, check_own, reading
 
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
@@ -75,9 +75,7 @@ def sources(
 
 
 def check_order(run: Path) -> None:
-    """Refuses an exchanges.bin that does not hold what the newest checkpoint says; without one nobody knows. Raises
-    UsageError.
-    """
+    """Refuses an exchanges.bin that does not hold what the newest checkpoint says, if any. Raises UsageError."""
     path = run / "exchanges.bin"
     try:
         newest = reader.newest_checkpoint(run, [])
@@ -99,9 +97,7 @@ def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: 
 
 
 def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of: Entries) -> Iterator[str]:
-    """Puts the files of `found` in the run's directory, and new ones where there are none; says so of these. Raises
-    RunError.
-    """
+    """Puts the files of `found` in the run's directory; says where a new one is begun. Raises RunError."""
     try:
         for name, source in found.items():
             path, kept = run / name, run / "checkpoint" / name
@@ -141,10 +137,8 @@ def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -
     for whose, vectors in parts:
         for name, vector in vectors.items():
             if "x" not in vectors or tuple(vector.shape) != (size,):
-                wrong = (
-                    f"has {name} of {whose} with shape {list(vector.shape)}, and the problem of config.yaml {size:,}"
-                )
-                raise BadFile(path, f"{wrong} parameters")
+                has = f"has {name} of {whose} with shape {list(vector.shape)}"
+                raise BadFile(path, f"{has}, and the problem of config.yaml {size:,} parameters")
 
 
 def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entries: Entries) -> None:
@@ -189,8 +183,5 @@ def _known(run: Path, resumed: Checkpoint, name: str) -> Iterator[Held]:
 
 
 def _begins(path: Path, held: Held) -> bool:
-    with open_file(path) as f:
-        try:
-            return held.begins(f)
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    with reading(path) as f:
+        return held.begins(f)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from easgd_cli.order_entry import entry_place, entry_worker
 from easgd_cli.record.metrics import LINK, MEASURED, MOMENT, PARTIES, SYSTEM, WORKER, Row
-from easgd_cli.record.run_files import BadFile, open_file
+from easgd_cli.record.run_files import BadFile, open_file, reading
 
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
@@ -56,11 +56,8 @@ def returns_of(path: Path, workers: int) -> list[tuple[int, int, int, int]]:
     which clock, and to which of several masters. Of rows that cannot be read there are none.
     """
     rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
-    return [
-        (row["exchanges"], row["returned"], row["returned_at"], row.get("master", 0))
-        for row in rows
-        if "returned" in row
-    ]
+    back = (row for row in rows if "returned" in row)
+    return [(row["exchanges"], row["returned"], row["returned_at"], row.get("master", 0)) for row in back]
 
 
 def _next(path: Path, file: Any, number: int) -> bytes:
@@ -72,17 +69,13 @@ def _next(path: Path, file: Any, number: int) -> bytes:
 
 
 class NewRows:
-    """The rows that a metrics.jsonl gains, which may not be there yet, or be replaced. Lines that are no rows are left
-    out.
-    """
+    """The rows that a metrics.jsonl gains, which may come later or be replaced. Lines that are no rows are left out."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._at = path, 0, 0
 
     def take(self) -> tuple[list[Row], bool]:
-        """The rows since the last call, or the first of them where they are very many, and whether they begin another
-        file.
-        """
+        """The rows since the last call, of very many the first, and whether they begin another file."""
         try:
             with open_file(self._path) as f:
                 file = os.fstat(f.fileno()).st_ino
@@ -143,22 +136,16 @@ def read_order(path: Path, of: Entries = _ANY) -> list[int]:
     """The entries of an exchanges.bin, but for an unfinished last one: worker numbers, where there is one variable.
     Raises BadFile, also for a worker that the run has not.
     """
-    with open_file(path) as f:
-        try:
-            data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
-        except OSError as e:
-            raise BadFile(path, f"cannot be read ({e.strerror})") from e
+    with reading(path) as f:
+        data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
     if data is None:
         raise BadFile(path, f"holds more than {_ORDER // of.size:,} exchanges")
     order = of.unpack(data)
     if (stranger := of.stranger(order)) is not None:
         at, worker = stranger
-        raise BadFile(
-            path,
-            f"does not say whose exchange {at} was, since the run went on without its record"
-            if worker == NOBODY
-            else f"says that exchange {at} was of worker {worker}, and the run has {of.workers}, from 0",
-        )
+        if worker == NOBODY:
+            raise BadFile(path, f"does not say whose exchange {at} was, since the run went on without its record")
+        raise BadFile(path, f"says that exchange {at} was of worker {worker}, and the run has {of.workers}, from 0")
     return order
 
 

@@ -50,9 +50,7 @@ def _rounded(override: str, digits: int) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` with everything but letters, digits and `=,._-` replaced; quotes, blanks at the ends and the +
-    of 1e+3 go.
-    """
+    """`text` with all but letters, digits and `=,._-` replaced; quotes, outer blanks and the + of 1e+3 go."""
     return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
 
 
@@ -187,9 +185,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def discard(path: Path, above: Sequence[Path] = ()) -> None:
-    """Removes a directory that `create` made for a run that was refused after all, and those `above` it, lowest first,
-    that are empty then.
-    """
+    """Removes a directory that `create` made, for a run refused after all, and those `above` it that are empty then."""
     shutil.rmtree(path, ignore_errors=True)
     for parent in above:
         with suppress(OSError):

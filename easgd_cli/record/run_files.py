@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,9 +25,7 @@ _KINDS = {
 
 
 class BadFile(UsageError):
-    """A file of a run that cannot be used: `path`, the `line` from 1 (None: the file as a whole), and `fact`, all of it
-    in words.
-    """
+    """A file of a run that cannot be used: `path`, the `line` from 1 or None, and `fact`, all of it in words."""
 
     def __init__(self, path: Path, wrong: str, line: int | None = None):
         self.path, self.line = path, line
@@ -51,13 +51,20 @@ def open_file(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read(path: Path, most: int = MOST) -> bytes:
-    """The content of a regular file. Raises BadFile, also for one of more than `most` bytes."""
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, opened for as long as this lasts. Raises BadFile, also for what fails in reading it."""
     with open_file(path) as f:
         try:
-            data = f.read(most + 1) if os.fstat(f.fileno()).st_size <= most else None
+            yield f
         except OSError as e:
             raise BadFile(path, f"cannot be read ({e.strerror})") from e
+
+
+def read(path: Path, most: int = MOST) -> bytes:
+    """The content of a regular file. Raises BadFile, also for one of more than `most` bytes."""
+    with reading(path) as f:
+        data = f.read(most + 1) if os.fstat(f.fileno()).st_size <= most else None
     if data is None or len(data) > most:
         raise BadFile(path, f"is larger than {most >> 20} MiB, and easgd writes no such file")
     return data

@@ -29,9 +29,7 @@ _FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its
 
 
 class RunView:
-    """The view of one run. `steps` of each worker, or `minutes` of training, say when it ends; `metrics`: what is
-    measured of the center.
-    """
+    """The view of a run that `steps` of each worker or `minutes` end; `metrics`: what is measured of the center."""
 
     def __init__(
         self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None
@@ -55,13 +53,9 @@ class RunView:
     def begin(self, elapsed: float) -> None:
         """Training begins, or goes on after `elapsed` seconds of it."""
         self._seconds = self._elapsed = elapsed
-        length = (
-            f", {self._steps:,} steps each"
-            if self._steps is not None
-            else f", {self._minutes:g} minutes"
-            if self._minutes is not None
-            else ""
-        )
+        length = "" if self._minutes is None else f", {self._minutes:g} minutes"
+        if self._steps is not None:
+            length = f", {self._steps:,} steps each"
         again = f", going on after {clock(elapsed)}" if elapsed else ""
         self._show(f"training begins: {count(self._workers, 'worker')}{length}{again}", now=True)
 
@@ -93,19 +87,15 @@ class RunView:
         if self._display.redraws:
             self._show(None, now=True)
         else:
-            self._display.line(
-                f"{clock(row['seconds'])}  step {row['step']:,.0f}: {_evaluation(self._center, self._metrics)}"
-            )
+            said = _evaluation(row, self._metrics)
+            self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {said}")
 
     def finishing(self, evaluations: int) -> None:
         """Training is over and so many snapshots are still to be evaluated."""
         self._pending = evaluations
         first, self._finishing = not self._finishing, True
-        self._show(
-            f"training is over, {count(evaluations, 'evaluation')} to go"
-            if first and not self._display.redraws
-            else None
-        )
+        said = f"training is over, {count(evaluations, 'evaluation')} to go"
+        self._show(said if first and not self._display.redraws else None)
 
     def note(self, text: str) -> None:
         """Something the user should know, kept above the view."""
@@ -144,11 +134,8 @@ class RunView:
         else:
             bar = [] if fraction is None else [ProgressBar(total=1.0, completed=fraction, width=24)]
             left = self._left()
-            cells = [
-                *bar,
-                Text(f"step {self._done()}"),
-                Text(f"{clock(self._seconds)}" + (f", {left}" if left else "")),
-            ]
+            seconds = Text(f"{clock(self._seconds)}" + (f", {left}" if left else ""))
+            cells = [*bar, Text(f"step {self._done()}"), seconds]
         line.add_row(*cells)
         silent = [Text(said, style="yellow", no_wrap=True, overflow="ellipsis") for said in self._silent]
         facts = Text("  ".join(self._facts(in_line=False)), no_wrap=True, overflow="ellipsis")
@@ -196,9 +183,7 @@ class RunView:
 
 
 def _evaluation(row: Row, metrics: Metrics) -> str:
-    """The loss and the declared metrics of an evaluation; where none of these was measured, what there is,
-    by its name.
-    """
+    """Loss and declared metrics of an evaluation; where none was measured, what there is, by its name."""
     names = measured(row)
     shown = (
         [TRAIN_LOSS, *metrics.errors(names)]

@@ -72,9 +72,8 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
         beside.unlink(missing_ok=True)
         if not path.exists():
             raise
-        with open(
-            os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", buffering=0
-        ) as f:  # its blocks are there: better than one that says that the run still goes on
+        # its blocks are there: better than one that says that the run still goes on
+        with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", buffering=0) as f:
             there = os.fstat(f.fileno())
             room, shorter = max(there.st_size, 512 * there.st_blocks), dict(summary)
             while len(text) > room and len(shorter) > 2:

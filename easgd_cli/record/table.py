@@ -30,28 +30,20 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
     console = console or Screen()
     center, steps = summary["center"], sorted(summary["steps"].values())
     metrics = declared(summary)
+    status = Text(summary["status"], style=STYLES.get(summary["status"], ""))
+    if summary.get("reason"):
+        status.append(f": {summary['reason']}", style="")
     workers = f"{summary['workers']} worker{'' if summary['workers'] == 1 else 's'}"
+    exchanges = f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none"
+    alike = f"{steps[0]:,}" + (" each" if len(steps) > 1 else "")
     lines: list[tuple[str, str | Text]] = [
-        (
-            "status",
-            Text(summary["status"], style=STYLES.get(summary["status"], "")).append(
-                f": {summary['reason']}" if summary.get("reason") else "", style=""
-            ),
-        ),
+        ("status", status),
         ("method", f"{summary['algo']}{_under(summary)}, {workers}{_period(summary)}"),
         *_measured(center, metrics),
         *_of_average(summary.get("average"), metrics),
         *_measured_before_the_end(summary),
-        (
-            "steps",
-            f"{steps[0]:,}" + (" each" if len(steps) > 1 else "")
-            if steps[0] == steps[-1]
-            else f"{steps[0]:,} to {steps[-1]:,}",
-        ),
-        (
-            "exchanges",
-            f"{summary['exchanges']:,} ({_bytes(summary['bytes_exchanged'])})" if summary["exchanges"] else "none",
-        ),
+        ("steps", alike if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"),
+        ("exchanges", exchanges),
         ("speed", _speed(summary)),
         ("a worker's time", _shares(summary["seconds"])),
         *((("exchanging", _communication(summary["communication"])),) if "communication" in summary else ()),
@@ -106,19 +98,14 @@ def job_line(title: str, status: str, said: str) -> Text:
 
 
 def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
-    """What a sweep's table shows of the centers: the primary metric, its best and the other errors; of runs without one
-    their loss and what they declare.
-    """
+    """What a sweep's table shows of centers: primary metric, best, other errors; else loss and what is declared."""
     columns: dict[str, Metric] = {}
     for metrics, center in measured:
         judged = metrics.primary is not None and metrics.primary.name in center
         shown = metrics.errors(center)
         if judged and metrics.primary is not None:
-            shown = [
-                metrics.primary,
-                metrics.primary.best,
-                *(metric for metric in shown if metric is not metrics.primary),
-            ]
+            others = [metric for metric in shown if metric is not metrics.primary]
+            shown = [metrics.primary, metrics.primary.best, *others]
         elif center:
             shown = [Metric("train_loss"), *shown]
         columns |= {metric.name: metric for metric in shown}
@@ -128,9 +115,7 @@ def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]
 
 
 def _measured(center: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
-    """What the last evaluation says, a label and a value each: the declared metrics, losses in a line, then the rest
-    under its own name.
-    """
+    """What the last evaluation says, label and value: declared metrics, losses in a line, the rest by name."""
     errors = metrics.errors(center) if center or metrics.primary is None else [metrics.primary]
     lines = [
         (m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors
@@ -157,22 +142,18 @@ def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if not at or summary["status"] == "completed":
         return []
     exchanges, steps = summary["exchanges"] - at["exchanges"], max(summary["steps"].values()) - at["step"]
+    if (exchanges if summary["exchanges"] else steps) <= 0:
+        return []
     later = count(exchanges, "exchange") if summary["exchanges"] else count(round(steps), "step")
-    return (
-        [("measured", f"at step {at['step']:,.0f}, {later} before the end")]
-        if (exchanges if summary["exchanges"] else steps) > 0
-        else []
-    )
+    return [("measured", f"at step {at['step']:,.0f}, {later} before the end")]
 
 
 def _average(summary: dict[str, Any]) -> str:
     """The primary metric of the average, or the loss where it has none."""
     average, primary = summary.get("average") or {}, declared(summary).primary
-    return (
-        primary.shown(average[primary.name])
-        if primary is not None and primary.name in average
-        else _number(average.get("train_loss"))
-    )
+    if primary is not None and primary.name in average:
+        return primary.shown(average[primary.name])
+    return _number(average.get("train_loss"))
 
 
 def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
@@ -183,9 +164,7 @@ def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
 
 
 def _until(summary: dict[str, Any]) -> str:
-    """Whether the run reached its level: its record then ends with the evaluation that did, of the average where one is
-    kept.
-    """
+    """Whether the run reached its level: its record then ends with that evaluation, of the average if kept."""
     asked = _level(summary)
     if asked is None:
         return "-"
@@ -196,12 +175,9 @@ def _until(summary: dict[str, Any]) -> str:
 
 
 def _best(center: dict[str, Any], metric: Metric) -> str:
-    best = center.get(metric.best.name)
-    return (
-        ""
-        if best is None
-        else f", at best {metric.shown(best)} after {SECONDS_TO_BEST.shown(center[SECONDS_TO_BEST.name])}"
-    )
+    if (best := center.get(metric.best.name)) is None:
+        return ""
+    return f", at best {metric.shown(best)} after {SECONDS_TO_BEST.shown(center[SECONDS_TO_BEST.name])}"
 
 
 def _shares(seconds: dict[str, float]) -> str:
@@ -219,9 +195,8 @@ def _communication(said: dict[str, Any]) -> str:
     """What exchanges met in a simulated run."""
     stale, queue = said["staleness"], said["queue_seconds"]
     return (
-        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at "
-        f"most {_seconds(queue['max'])}), "
-        f"master busy {said['master_busy']:.1f} %"
+        f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at most "
+        f"{_seconds(queue['max'])}), master busy {said['master_busy']:.1f} %"
     )
 
 

@@ -11,38 +11,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as custom_scalars
-from tensorboard.plugins.hparams import api_pb2
-from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from easgd_cli.errors import why
-from easgd_cli.problems.metric import SECONDS_TO_BEST, TRAIN_LOSS, Metrics
+from easgd_cli.problems.metric import Metrics
+from easgd_cli.record import tensorboard_pages as pages
 from easgd_cli.record.append_file import AppendFile
-from easgd_cli.record.metrics import LINK, SYSTEM, WORKER, Row
+from easgd_cli.record.metrics import Row
 from easgd_cli.record.points import Point, Points
-
-Value = str | float | int | bool | None  # of a hyperparameter; None: a number that this run's method does not use
+from easgd_cli.record.tensorboard_pages import Value
 
 log = logging.getLogger("easgd.launcher.record")
 
 _NAME = re.compile(r"events\.out\.tfevents\.\d+\.\d+")
-
-# What a sweep is compared by beside the metrics of its runs, as columns of the HParams table.
-_COMPARED = {
-    "workers/samples_per_second_mean": "samples/s per worker",
-    "workers/seconds_communication_mean": "seconds of communication",
-}
 
 
 class EventWriter:
@@ -53,14 +39,9 @@ class EventWriter:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        workers: int,
-        hparams: Mapping[str, Value],
-        texts: Mapping[str, str],
-        started: float,
+        self, directory: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str], started: float,
         metrics: Metrics,
-    ):
+    ):  # fmt: skip
         self._metrics = metrics
         self._directory, self._workers, self._hparams, self._texts = directory, workers, dict(hparams), dict(texts)
         # whole seconds, as the file's name says it, so that a run that goes on has the same
@@ -75,11 +56,11 @@ class EventWriter:
         self._described: set[str] = set()
         self._events = _EventFile(self._directory, self._started)
         self._laid_out = 0  # how many tags were plotted when the layout was told
-        start = [_session_start(self._hparams, self._directory.name, self._started)]
+        start = [pages.session_start(self._hparams, self._directory.name, self._started)]
         # a run of its own; in a sweep the page might read this one instead of the sweep's
         if not _event_files(self._directory.parent):
-            start.append(_experiment([self._hparams], [self._metrics], domains=False))
-        self._events.add(0.0, 0, [*start, *(_text(title, text) for title, text in self._texts.items())])
+            start.append(pages.experiment([self._hparams], [self._metrics], domains=False))
+        self._events.add(0.0, 0, [*start, *(pages.text(title, text) for title, text in self._texts.items())])
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Makes these rows all that is shown, after which every worker lives again.
@@ -102,7 +83,7 @@ class EventWriter:
         for point in points:
             values = []
             for tag, value in point.values.items():
-                described = None if tag in self._described else _about(tag, self._metrics)
+                described = None if tag in self._described else pages.about(tag, self._metrics)
                 values.append(Summary.Value(tag=tag, simple_value=value, metadata=described))
                 self._described.add(tag)
             self._events.add(point.seconds, point.step, values)
@@ -112,7 +93,7 @@ class EventWriter:
         # a chart may have come with them; the page takes the last layout it reads
         if self._laid_out < len(self._described):
             self._laid_out = len(self._described)
-            self._events.add(0.0, 0, [_layout(self._described, self._metrics)])
+            self._events.add(0.0, 0, [pages.layout(self._described, self._metrics)])
         try:
             self._events.flush()
             while self._outdated:
@@ -120,17 +101,15 @@ class EventWriter:
                 self._outdated.pop()
         except OSError as e:
             if not self._complained:
-                log.warning(
-                    "TensorBoard's file could not be written (%s); it is tried again, and the run goes on",
-                    why(e),
-                )
+                told = "TensorBoard's file could not be written (%s); it is tried again, and the run goes on"
+                log.warning(told, why(e))
             self._complained = True
 
     def close(self, status: str) -> None:
         """Completes the curves. Only a final end is told to the HParams page, which keeps the first it reads."""
         self._add(self._points.rest())
         if status in ("completed", "diverged", "failed"):
-            self._events.add(None, 0, [_session_end(failed=status == "failed")])
+            self._events.add(None, 0, [pages.session_end(failed=status == "failed")])
         self.flush()
         self._events.close()
 
@@ -173,181 +152,13 @@ class _EventFile:
 
 
 def started_at(directory: Path) -> float | None:
-    """When training second 0 of the run in `directory` was, in Unix seconds, as its event files are named; None without
-    any.
-    """
+    """When training second 0 of the run in `directory` was, in Unix seconds, by its event files' names; None: none."""
     return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
 
 
 def _event_files(directory: Path) -> list[Path]:
     """Those that this program has written there."""
     return sorted(p for p in directory.glob("events.out.tfevents.*") if _NAME.fullmatch(p.name))
-
-
-# --- what is not a curve ---------------------------------------------------------------------------------------------
-
-
-def _about(tag: str, metrics: Metrics) -> SummaryMetadata:
-    """What the page says of a curve. A tag's first value alone has it."""
-    return SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag, metrics)
-    )
-
-
-def _description(tag: str, metrics: Metrics) -> str:
-    group, _, name = tag.partition("/")
-    if group == "workers":
-        metric, _, kind = name.rpartition("_")
-        word = {"mean": "Mean", "min": "Least", "max": "Greatest"}[kind]
-        return f"{word} over the workers at the same local step: {WORKER[metric]}"
-    if group == "average":
-        return f"The same for the average of the center: {metrics[name].description}"
-    if group in ("center", "system"):
-        return metrics[name].description if group == "center" else SYSTEM[name]
-    return {**LINK, **WORKER}[group]
-
-
-def _text(tag: str, markdown: str) -> Summary.Value:
-    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-    return Summary.Value(tag=tag, tensor=_strings([markdown.encode()]), metadata=metadata)
-
-
-def _strings(values: Sequence[bytes]) -> TensorProto:
-    # The page shows a text only if the tensor has a dimension.
-    return TensorProto(
-        dtype=DT_STRING, tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))]), string_val=values
-    )
-
-
-_PARTS = {
-    "compute": "seconds of compute",
-    "data": "seconds of data",
-    "communication": "seconds of communication",
-    "other": "other seconds",
-}
-
-
-def _lines(title: str, *tags: str) -> layout_pb2.Chart:
-    return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]))
-
-
-def _range_of(title: str, metric: str) -> layout_pb2.Chart:
-    series = layout_pb2.MarginChartContent.Series(
-        value=f"workers/{metric}_mean", lower=f"workers/{metric}_min", upper=f"workers/{metric}_max"
-    )
-    return layout_pb2.Chart(title=f"{title}: mean and range", margin=layout_pb2.MarginChartContent(series=[series]))
-
-
-def _layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
-    """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
-
-    The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty
-    frame.
-    """
-
-    tags = "\n".join(plotted)  # one search goes through them all, and there are some of every worker
-
-    def drawn(chart: layout_pb2.Chart) -> bool:
-        if chart.HasField("margin"):
-            return all(series.value in plotted for series in chart.margin.series)
-        return all(re.search(wanted, tags, re.MULTILINE) for wanted in chart.multiline.tag)
-
-    charts = _charts(metrics)
-    # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
-    categories = {
-        "The center": [_lines(title, f"center/{metric}") for metric, title in charts.items()],
-        "The center and its average": [
-            _lines(title, f"center/{metric}", f"average/{metric}") for metric, title in charts.items()
-        ],
-        "The workers": [
-            _lines("training loss of every worker", "train_loss/worker_.*"),
-            _range_of("staleness", "staleness"),
-            _range_of("distance to the center", "distance_to_center"),
-            _lines("spread of the workers around their mean", "system/spread"),
-            _range_of("training loss", "train_loss"),
-        ],
-        "Where the time goes": [
-            _lines("where a worker's seconds go: mean", *(f"workers/seconds_{part}_mean" for part in _PARTS)),
-            *(_range_of(title, f"seconds_{part}") for part, title in reversed(_PARTS.items())),
-        ],
-        "Speed": [
-            _lines("exchanges a second", "system/exchanges_per_second"),
-            _lines("workers alive", "system/workers_alive"),
-            _lines("master busy (%)", "system/master_busy"),
-            _lines("seconds a message waits for the master", "system/queue_seconds"),
-            _range_of("samples a second of a worker", "samples_per_second"),
-        ],
-        "The links to hosts": [
-            _lines("share of the link used, from the host (%)", "link_share_up/.*"),
-            _lines("share of the link used, to the host (%)", "link_share_down/.*"),
-            _lines("seconds since anything was heard of the host", "link_silent/.*"),
-        ],
-    }
-    shown = {title: [chart for chart in charts if drawn(chart)] for title, charts in categories.items()}
-    layout = layout_pb2.Layout(
-        category=[layout_pb2.Category(title=title, chart=charts) for title, charts in shown.items() if charts]
-    )
-    return Summary.Value(
-        tag=custom_scalars.CONFIG_SUMMARY_TAG,
-        tensor=_scalar_string(layout.SerializeToString()),
-        metadata=custom_scalars.create_summary_metadata(),
-    )
-
-
-def _charts(metrics: Metrics) -> dict[str, str]:
-    """The title of each chart of the center: the primary metric and its best, then the others, losses last."""
-    primary = [metrics.primary, metrics.primary.best] if metrics.primary is not None else []
-    losses = [TRAIN_LOSS, *(m for m in metrics.declared if m.name.endswith("_loss"))]
-    others = [m for m in metrics.declared if m not in (*primary, *losses)]
-    return {m.name: m.labelled for m in (*primary, *others, *losses)}
-
-
-def _compared(metrics: Metrics) -> dict[str, str]:
-    """The columns of the HParams table that are not settings: tag and heading."""
-    primary = metrics.primary
-    if primary is not None:
-        of_center = {
-            primary.best.name: primary.best.labelled,
-            primary.name: f"final {primary.labelled}",
-            SECONDS_TO_BEST.name: SECONDS_TO_BEST.title,
-        }
-    else:
-        of_center = {m.name: f"final {m.labelled}" for m in metrics.declared}
-    of_center |= {TRAIN_LOSS.name: f"final {TRAIN_LOSS.title}"}
-    return {f"center/{name}": heading for name, heading in of_center.items()} | _COMPARED
-
-
-def _scalar_string(value: bytes) -> TensorProto:
-    return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[value])
-
-
-# --- hyperparameters -------------------------------------------------------------------------------------------------
-
-
-def _session_start(hparams: Mapping[str, Value], name: str, started: float) -> Summary.Value:
-    info = SessionStartInfo(group_name=name, start_time_secs=started)
-    for key, value in hparams.items():
-        if isinstance(value, bool):
-            info.hparams[key].bool_value = value
-        elif isinstance(value, int | float):
-            info.hparams[key].number_value = value
-        elif value is not None:
-            info.hparams[key].string_value = value
-    return _hparams(hparams_metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
-
-
-def _session_end(failed: bool) -> Summary.Value:
-    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
-    return _hparams(
-        hparams_metadata.SESSION_END_INFO_TAG,
-        HParamsPluginData(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())),
-    )
-
-
-def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
-    return Summary.Value(
-        tag=tag, tensor=hparams_metadata.NULL_TENSOR, metadata=hparams_metadata.create_summary_metadata(content)
-    )
 
 
 def write_sweep(
@@ -362,7 +173,9 @@ def write_sweep(
     old = _event_files(root)
     events = _EventFile(root, time.time())
     events.add(
-        0.0, 0, [_experiment(runs, metrics, domains=True), *(_text(title, text) for title, text in texts.items())]
+        0.0,
+        0,
+        [pages.experiment(runs, metrics, domains=True), *(pages.text(title, text) for title, text in texts.items())],
     )
     try:
         events.flush()
@@ -371,49 +184,3 @@ def write_sweep(
     except OSError as e:
         log.warning("TensorBoard's file in %s could not be written (%s)", root, why(e))
     events.close()
-
-
-def _experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics], domains: bool) -> Summary.Value:
-    """The columns of the HParams table: settings, and what runs are compared by.
-
-    `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use
-    them, with the values to choose from: what is the same in all stands under Text, and would push what one sorts by
-    out of sight.
-    """
-    found = {
-        name: [value for run in runs if (value := run.get(name)) is not None]
-        for name in dict.fromkeys(key for run in runs for key in run)
-    }
-    differing = {name: values for name, values in found.items() if len(set(values)) > 1}
-    infos = []
-    for name, values in ((differing or found) if domains else found).items():
-        info = api_pb2.HParamInfo(name=name, differs=name in (differing if domains else _FIRST))
-        if values and all(isinstance(v, bool) for v in values):
-            info.type = api_pb2.DATA_TYPE_BOOL
-        elif all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            info.type = api_pb2.DATA_TYPE_FLOAT64
-        else:
-            info.type = api_pb2.DATA_TYPE_STRING
-            values = [str(v) for v in values]
-        for value in sorted(set(values)) if domains else ():
-            info.domain_discrete.values.add(**{_FIELDS[info.type]: value})
-        infos.append(info)
-    columns = {
-        tag: (title, _description(tag, measured)) for measured in metrics for tag, title in _compared(measured).items()
-    }
-    infos_of_metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(group="", tag=tag), display_name=title, description=said)
-        for tag, (title, said) in columns.items()
-    ]
-    content = api_pb2.Experiment(time_created_secs=time.time(), hparam_infos=infos, metric_infos=infos_of_metrics)
-    return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
-
-
-# The settings with which the table opens where runs that belong to no sweep are looked at together: it shows five,
-# those that differ first.
-_FIRST = ("algo", "dataset", "eta", "tau", "workers")
-_FIELDS = {
-    api_pb2.DATA_TYPE_BOOL: "bool_value",
-    api_pb2.DATA_TYPE_FLOAT64: "number_value",
-    api_pb2.DATA_TYPE_STRING: "string_value",
-}

@@ -21,11 +21,8 @@ def looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> di
     A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name
     has its own.
     """
-    named = [
-        key
-        for key in c.told_apart
-        if key not in without and any(isinstance(of.values[key], str) for of in c.configurations)
-    ]
+    texts = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in c.configurations)]
+    named = [key for key in texts if key not in without]
     groups: dict[str, dict[str, None]] = {}
     for of in c.configurations:
         groups.setdefault(label({key: of.values[key] for key in named}), {})[names[id(of)]] = None
@@ -36,22 +33,16 @@ def looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> di
     for number, group in enumerate(groups.values()):
         for at, name in enumerate(group):
             among = at * rounds + number // len(picture.COLOURS)
-            found[name] = (
-                picture.paler(picture.COLOURS[number % len(picture.COLOURS)], min(0.75, among // len(DASHES) / 4)),
-                among % len(DASHES),
-            )
+            colour = picture.COLOURS[number % len(picture.COLOURS)]
+            found[name] = picture.paler(colour, min(0.75, among // len(DASHES) / 4)), among % len(DASHES)
     return found
 
 
 def seconds(c: Comparison) -> str:
     virtual = {run.virtual for run in c.runs}
-    return (
-        "seconds of training"
-        if virtual == {False}
-        else "virtual seconds of training"
-        if virtual == {True}
-        else "seconds of training, some virtual,"
-    )
+    if len(virtual) > 1:
+        return "seconds of training, some virtual,"
+    return "virtual seconds of training" if virtual == {True} else "seconds of training"
 
 
 def text(name: str) -> str:

@@ -32,17 +32,13 @@ def bars(c: Comparison) -> Figure | None:
     ]
     figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
-    reached = {
-        level: [
-            [
-                (s, look)
-                for group, look in zip(groups.values(), looks, strict=True)
-                if p in group and (s := c.seconds_to(group[p], level))
-            ]
-            for p in workers
-        ]
-        for level in levels
-    }
+
+    def beside_at(p: int, level: float) -> _Beside:
+        """What stands over `p` workers."""
+        there = ((group[p], look) for group, look in zip(groups.values(), looks, strict=True) if p in group)
+        return [(s, look) for of, look in there if (s := c.seconds_to(of, level))]
+
+    reached = {level: [beside_at(p, level) for p in workers] for level in levels}
     most = max(len(beside) for over in reached.values() for beside in over)
     for panel, level in zip(panels, levels, strict=True):
         for at, beside in enumerate(reached[level]):
@@ -63,13 +59,8 @@ def bars(c: Comparison) -> Figure | None:
 
 def _draw_beside(panel: Axes, at: int, beside: _Beside, *, width: float, ranges: bool) -> None:
     """The bars over one number of workers, side by side."""
-    above: dict[str, Any] = {
-        "xytext": (0, 2),
-        "textcoords": "offset points",
-        "ha": "center",
-        "va": "bottom",
-        "fontsize": 6,
-    }
+    above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points"}
+    above |= {"ha": "center", "va": "bottom", "fontsize": 6}
     for i, (s, look) in enumerate(beside):
         error = [[s.mean - s.least], [s.most - s.mean]] if s.n > 1 and ranges else None
         x = at + width * (i + 0.5 - len(beside) / 2)

@@ -8,13 +8,15 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metric, Metrics
 from easgd_cli.record import run_directory
 from easgd_cli.reports.reading import MOMENT, Run
 from easgd_cli.settings import targets
+
+T = TypeVar("T")
 
 # Named first where they differ; the rest in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "launcher", "average", "tau", "workers")
@@ -27,9 +29,7 @@ _LEVELS = 3  # how many are chosen where none are asked for
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the `n` finite values among `of`: their mean, sample standard deviation (None of one), and range. `values`:
-    all, None where not finite.
-    """
+    """Of `n` finite values among `of`: mean, sample deviation (None of one), range. `values`: None where not finite."""
 
     mean: float
     std: float | None
@@ -112,9 +112,7 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Mean seconds of the baseline to the level over those of `c`, on one task and one kind of seconds; None unless
-        every counted run reached it.
-        """
+        """Seconds of the baseline to the level over those of `c`, of one task and clock; None unless all reached it."""
         if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
         base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
@@ -145,11 +143,8 @@ def compare(
     ladder = sorted(levels, key=lambda level: judged.sign * level) or _ladder(configurations, judged)
     chosen = None if levels else _levels(configurations, judged, ladder)
     base = _asked(baseline, configurations) if baseline is not None else _sequential(configurations)
-    also = [
-        key
-        for key in differ
-        if key not in told_apart and not key.endswith(".target") and _differs_where_used(runs, key)
-    ]
+    others = [key for key in differ if key not in told_apart and not key.endswith(".target")]
+    also = [key for key in others if _differs_where_used(runs, key)]
     told = None
     if chosen:
         told = f"the {judged.lowest} of 1, 2, 5, 10, 20, 50 and so on that at least half of the configurations reached"
@@ -180,9 +175,7 @@ def _is_used(uses: frozenset[str] | None, key: str) -> bool:
 
 
 def _uses(run: Run) -> frozenset[str] | None:
-    """Which symbols the run's method and schedule use. A run of before does not say so; then it is known of this
-    package's own only.
-    """
+    """The symbols that method and schedule use. An old run does not say so; of this package's own it is known."""
     if run.symbols is not None:
         return frozenset(run.symbols)
     named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]
@@ -192,12 +185,8 @@ def _uses(run: Run) -> frozenset[str] | None:
 @functools.cache
 def _own(method: str, schedule: str) -> frozenset[str] | None:
     try:
-        return frozenset(
-            {
-                *targets.signature(targets.locate("algo", method)),
-                *targets.signature(targets.locate("schedule", schedule)),
-            }
-        )
+        makers = targets.locate("algo", method), targets.locate("schedule", schedule)
+        return frozenset(name for maker in makers for name in targets.signature(maker))
     except UsageError:  # of another version
         return None
 
@@ -231,11 +220,16 @@ def _metric(runs: Sequence[Run], asked: str | None) -> str:
     return next(m for m in (*primary, "train_loss", *measured) if m in measured)
 
 
+def grouped(those: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    """By what `key` says of each, in their order."""
+    groups: dict[str, list[T]] = {}
+    for one in those:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
 def _split(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(repr([run.settings.get(key) for key in keys]), []).append(run)
-    return list(groups.values())
+    return list(grouped(runs, lambda run: repr([run.settings.get(key) for key in keys])).values())
 
 
 def order(value: Any) -> tuple[int, float, str]:
@@ -277,11 +271,9 @@ def _best(c: Configuration, metric: Metric) -> float | None:
 def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:
     """The first with one worker, best one that exchanges with nobody."""
     alone = [c for c in configurations if c.setting("workers") == 1]
-    return (
-        next((c for c in alone if c.runs[0].sequential), alone[0] if alone else None)
-        if len(configurations) > 1
-        else None
-    )
+    if len(configurations) < 2 or not alone:
+        return None
+    return next((c for c in alone if c.runs[0].sequential), alone[0])
 
 
 def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
@@ -297,11 +289,9 @@ def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
     found = [c for c in configurations if all(_same(c.setting(key), value) for key, value in wanted.items())]
     if len(found) != 1:
         names = "; ".join(c.label for c in (found or configurations)[:6])
-        said = (
-            "no configuration is like that; there are"
-            if not found
-            else f"{len(found)} configurations are like that; say which of"
-        )
+        said = "no configuration is like that; there are"
+        if found:
+            said = f"{len(found)} configurations are like that; say which of"
         raise UsageError(f"--baseline {text}: {said}: {names}.")
     return found[0]
 

@@ -1,6 +1,4 @@
-"""The curves of a comparison: as numbers, which the page draws itself, and as a figure in the paper's form (pp. 6-8,
-24-29).
-"""
+"""The curves of a comparison: numbers, which the page draws, and a figure like the paper's (pp. 6-8, 24-29)."""
 
 from __future__ import annotations
 
@@ -145,9 +143,7 @@ def drawn(c: Comparison, x: str) -> list[Configuration]:
 
 
 def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
-    """The values of `keys` and the configurations of each row; a row of tau or p has the sequential ones as well, as in
-    the paper.
-    """
+    """The values of `keys` and configurations of each row; the sequential ones are in every row of tau or p."""
     everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
     rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
     for of in drawn:
@@ -169,12 +165,9 @@ def _line(of: Configuration, keys: Sequence[str]) -> str:
 def _metrics(c: Comparison) -> list[str]:
     measured = {key for run in c.runs for key in run.curve}
     primary, losses = c.metrics.primary, ("train_loss", "test_loss")  # the paper's panels, from left to right
-    judged = primary is not None and primary.name in measured
-    wanted = (
-        (*losses, primary.name)
-        if primary is not None and judged
-        else (c.metric.name, "train_loss", "distance_to_optimum")
-    )
+    wanted: tuple[str, ...] = (c.metric.name, "train_loss", "distance_to_optimum")
+    if primary is not None and primary.name in measured:
+        wanted = (*losses, primary.name)
     return [m for m in dict.fromkeys([*wanted, c.metric.name]) if m in measured]
 
 

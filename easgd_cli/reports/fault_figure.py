@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from easgd_cli import picture
 from easgd_cli.reports import appearance
-from easgd_cli.reports.comparison import Comparison, Configuration, label
+from easgd_cli.reports.comparison import Comparison, grouped, label
 from easgd_cli.reports.reading import Run
 
 
@@ -20,9 +20,8 @@ def rate_of(c: Comparison) -> str | None:
 
 def against_rate(c: Comparison, rate: str) -> Figure:
     """The last value of the metric, and goodput, against that probability."""
-    groups: dict[str, list[Configuration]] = {}
-    for of in sorted(c.configurations, key=lambda of: float(of.values[rate] or 0)):
-        groups.setdefault(label({k: v for k, v in of.values.items() if k != rate}), []).append(of)
+    rising = sorted(c.configurations, key=lambda of: float(of.values[rate] or 0))
+    groups = grouped(rising, lambda of: label({k: v for k, v in of.values.items() if k != rate}))
     looks = appearance.looks(c, {id(of): name for name, group in groups.items() for of in group}, [rate])
     least = min((float(of.values[rate]) for of in c.configurations if of.values[rate]), default=1.0)
     figure = picture.new(picture.WIDTH, 2.3 + 0.15 * len(groups))

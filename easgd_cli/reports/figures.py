@@ -40,10 +40,9 @@ def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
 
 def _of_bars(c: Comparison, most: int) -> str:
     ranges = "their range" if most > 1 else "no range: one run each"
-    crowded = len(c.configurations) > appearance.RANGES
-    without = (
-        f"; neither range nor number where more than {appearance.RANGES} bars stand side by side" if crowded else ""
-    )
+    without = ""
+    if len(c.configurations) > appearance.RANGES:
+        without = f"; neither range nor number where more than {appearance.RANGES} bars stand side by side"
     return (
         f"{appearance.seconds(c).capitalize()} until the {c.metric.title} was first at most the level: the mean over "
         f"the runs that reached the level, with {ranges}{without}. Above a bar: how many of the runs, where not all "
@@ -62,9 +61,8 @@ def _of_faults(c: Comparison, most: int) -> str:
 def _of_curves(c: Comparison, most: int, x: str) -> str:
     crowded = len(c.configurations) > appearance.RANGES
     without = f"; no range where more than {appearance.RANGES} curves share a panel" if crowded else ""
-    over = (
-        f"Mean and range of up to {most} runs, up to the end of the shortest{without}." if most > 1 else "One run each."
-    )
+    several = f"Mean and range of up to {most} runs, up to the end of the shortest{without}."
+    over = several if most > 1 else "One run each."
     named = {"steps": "local steps of each worker", "bytes": "bytes exchanged by all workers"}
     silent = x == "bytes" and len(curves.drawn(c, x)) < len(curves.drawn(c, "steps"))
     left_out = " What exchanges nothing is left out." if silent else ""
@@ -73,10 +71,6 @@ def _of_curves(c: Comparison, most: int, x: str) -> str:
 
 def _of(c: Comparison) -> str:
     parties = {run.party for run in c.runs}
-    return (
-        "the center, or its average where one is kept,"
-        if len(parties) > 1
-        else "the center"
-        if parties == {"center"}
-        else "the average of the center"
-    )
+    if len(parties) > 1:
+        return "the center, or its average where one is kept,"
+    return "the center" if parties == {"center"} else "the average of the center"

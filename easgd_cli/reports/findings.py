@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from easgd_cli.record import run_directory
 from easgd_cli.reports import table
-from easgd_cli.reports.comparison import Comparison, Configuration, Spread, label
+from easgd_cli.reports.comparison import Comparison, Configuration, Spread, grouped, label
 
 _NAMED = 4  # configurations in a list before it says how many more there are
 _GROUPS = 8  # methods, or whatever else has names, before there are too many for a sentence each
@@ -26,13 +26,9 @@ def findings(c: Comparison) -> list[str]:
     said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
     for task in tasks:
         those = [of for of in c.configurations if of.task == task]
-        about = [
-            *_diverged(those),
-            *_best(c, those),
-            *_soonest(c, those),
-            *_with_more_workers(c, those),
-            *_communication(c, those),
-        ]
+        about = _diverged(those)
+        for sentences in (_best, _soonest, _with_more_workers, _communication):
+            about += sentences(c, those)
         said += [f"{task}: {sentence}" for sentence in about] if len(tasks) > 1 else about
     return said
 
@@ -44,30 +40,20 @@ def _diverged(those: Sequence[Configuration]) -> list[str]:
 
 
 def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which ended with the best value, of all and of each method, among those whose every run has ended,
-    with a number.
-    """
+    """Which ended best, of all and of each method, among those whose every run has ended with a number."""
     names = (c.metric.name, c.metric.name.removeprefix("test_"))
     if any(of.setting(f"until.{name}") is not None for of in those for name in names):
         return []  # they ended where they were told to
     ended = [of for of in those if all(run.status in run_directory.ENDED for run in of.counted)]
-    said = _least(
-        _all_there(ended, lambda of: table.final(c, of)),
-        f"{c.metric.lowest.capitalize()} final {c.metric.title}",
-        _unit(c),
-        _name,
-        c.metric.sign,
-    )
     groups, named, numbered = _by_name(c, ended)
+
+    def best_of(several: Sequence[Configuration], what: str, name: Callable[[Configuration], str]) -> list[str]:
+        there = _all_there(several, lambda of: table.final(c, of))
+        return _least(there, f"{c.metric.lowest.capitalize()} {what}", _unit(c), name, c.metric.sign)
+
+    said = best_of(ended, f"final {c.metric.title}", _name)
     for group in groups:
-        there = _all_there(group, lambda of: table.final(c, of))
-        said += _least(
-            there,
-            f"{c.metric.lowest.capitalize()} with {_label(group[0], named)}",
-            _unit(c),
-            lambda of: _label(of, numbered),
-            c.metric.sign,
-        )
+        said += best_of(group, f"with {_label(group[0], named)}", lambda of: _label(of, numbered))
     return said
 
 
@@ -83,15 +69,12 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """How much sooner more workers are at a level than the fewest, all else equal: at the lowest that the fewest and
-    another reached.
-    """
+    """How much sooner more workers are than the fewest, all else equal, at the lowest level that both reached."""
     if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]
-    groups = [
-        sorted(group, key=lambda of: int(of.setting("workers"))) for group in _groups(those, others) if len(group) > 1
-    ]
+    several = [group for group in _groups(those, others) if len(group) > 1]
+    groups = [sorted(group, key=lambda of: int(of.setting("workers"))) for group in several]
     return [_sooner(c, group) for group in groups] if len(groups) <= _GROUPS else []
 
 
@@ -117,36 +100,30 @@ def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
 def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
     """The least and the greatest share of a worker's time, of those that exchange, for each method."""
 
+    def shares(several: Sequence[Configuration]) -> Measured:
+        return _all_there(several, lambda of: table.share(of, "communication"))
+
     def time(several: Sequence[Configuration], name: Callable[[Configuration], str]) -> str:
-        return _from_to(
-            _all_there(several, lambda of: table.share(of, "communication")), lambda percent: f"{percent:.1f} %", name
-        )
+        return _from_to(shares(several), lambda percent: f"{percent:.1f} %", name)
 
     exchanging = [of for of in those if not of.runs[0].sequential and table.share(of, "communication") is not None]
     if not exchanging:
         return []
     groups, named, numbered = _by_name(c, exchanging)
-    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups] or [
-        time(exchanging, _name)
-    ]
+    times = [f"{_label(group[0], named)} {time(group, lambda of: _label(of, numbered))}" for group in groups]
     sent = _all_there(exchanging, lambda of: of.over(lambda run: run.bytes_exchanged / 1e6))
     traffic = _from_to(sent, lambda mb: f"{table.digits(mb)} MB", _name)
-    hidden = any(round(s.mean, 1) == 0 for _, s in _all_there(exchanging, lambda of: table.share(of, "communication")))
-    why = (
-        " At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing."
-        if hidden
-        else ""
-    )
-    return [f"Share of communication in a worker's time: {'; '.join(times)}. Exchanged: {traffic}.{why}"]
+    said = f"{'; '.join(times or [time(exchanging, _name)])}. Exchanged: {traffic}."
+    if any(round(s.mean, 1) == 0 for _, s in shares(exchanging)):
+        said += " At 0.0 % no worker waits for an exchange: it is hidden behind the gradient, or costs nothing."
+    return [f"Share of communication in a worker's time: {said}"]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
 def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str], sign: int = 1) -> list[str]:
-    """The one with the lowest mean times `sign`, or all that share it, and those that are not told apart from it;
-    nothing where there is nothing to choose.
-    """
+    """The one with the lowest mean times `sign`, or all that share it, and those not told apart from it."""
     if len(those) < 2:
         return []
     _, s = min(those, key=lambda one: sign * one[1].mean)
@@ -154,10 +131,8 @@ def _least(those: Measured, before: str, unit: str, name: Callable[[Configuratio
     # else their deviations differ
     same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)
     number = table.shown(s) if same else f"{table.digits(s.mean)} in the mean"
-    said = (
-        f"{before}: {_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}, {number}{unit} (n "
-        f"= {s.n})."
-    )
+    named = f"{_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}"
+    said = f"{before}: {named}, {number}{unit} (n = {s.n})."
     if len(alike) == len(those):
         return [said]
     if s.std is None:
@@ -206,9 +181,7 @@ def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spr
 
 
 def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
-    """Groups of the same method and whatever else has a name, if there are several and not too many; these settings,
-    and the others, which are numbers.
-    """
+    """Groups of the same method and other names, if several and not too many; these settings; the other settings."""
     named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
     groups = _groups(those, named)
     return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]
@@ -216,10 +189,7 @@ def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[C
 
 def _groups(those: Sequence[Configuration], keys: Sequence[str]) -> list[list[Configuration]]:
     """By the values of `keys`."""
-    groups: dict[str, list[Configuration]] = {}
-    for of in those:
-        groups.setdefault(repr([of.values[key] for key in keys]), []).append(of)
-    return list(groups.values())
+    return list(grouped(those, lambda of: repr([of.values[key] for key in keys])).values())
 
 
 def _level(c: Comparison, level: float) -> str:

@@ -1,6 +1,4 @@
-"""Who is first where: of every pair of values of two settings the configuration that comes to a level first, and how
-far the next one of another kind is behind.
-"""
+"""Who is first to a level at each pair of values of two settings, and how far the next of another kind is behind."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
@@ -16,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from easgd_cli import picture
 from easgd_cli.reports import table
 from easgd_cli.reports.appearance import text
-from easgd_cli.reports.comparison import Comparison, Configuration, Spread, label, order, written
+from easgd_cli.reports.comparison import Comparison, Configuration, Spread, grouped, label, order, written
 from easgd_cli.reports.curves import x_of
 from easgd_cli.reports.reading import Run
 from easgd_cli.reports.table import ResultTable
@@ -56,9 +53,7 @@ class Cell:
 
 def cells(c: Comparison, keys: Sequence[str], x: str) -> list[Cell]:
     """In the order of the settings' values. `x`: seconds, steps or bytes, of which the fewest are best."""
-    groups: dict[str, list[Configuration]] = {}
-    for of in c.configurations:
-        groups.setdefault(repr([of.setting(key) for key in keys]), []).append(of)
+    groups = grouped(c.configurations, lambda of: repr([of.setting(key) for key in keys]))
     found = [_cell(c, keys, x, those) for those in groups.values()]
     return sorted(found, key=lambda cell: [order(value) for value in cell.at])
 
@@ -85,11 +80,8 @@ def _took(c: Comparison, of: Configuration, x: str) -> Spread | None:
     """Until the hardest level was first reached."""
 
     def of_run(run: Run) -> float | None:
-        if c.metric.name not in run.curve:
-            return None
-        sign = c.metric.sign
-        reached = np.flatnonzero(sign * run.curve[c.metric.name] <= sign * c.levels[-1])
-        return float(x_of(run, x)[reached[0]]) if len(reached) else None
+        at = run.first(c.metric.name, c.levels[-1])
+        return None if at is None else float(x_of(run, x)[at])
 
     return of.over(of_run)
 

@@ -107,19 +107,14 @@ def _last_measured(run: Run) -> str:
     """When, where the run ended before its final center was measured."""
     if run.status not in ("interrupted", "failed") or not len(run.curve["step"]):
         return ""
-    return (
-        f"{'' if str(run.reason).endswith('.') else '.'} Its last evaluation was at step {run.curve['step'][-1]:,.0f}."
-    )
+    end = "" if str(run.reason).endswith(".") else "."
+    return f"{end} Its last evaluation was at step {run.curve['step'][-1]:,.0f}."
 
 
 def _seconds_apart(c: Comparison) -> str | None:
     """Between two evaluations: the median of each run, least and most of them."""
-    medians = [
-        float(np.median(np.diff(run.curve["seconds"])))
-        for of in c.configurations
-        for run in of.counted
-        if len(run.curve["seconds"]) > 1
-    ]
+    seconds = [run.curve["seconds"] for of in c.configurations for run in of.counted]
+    medians = [float(np.median(np.diff(at))) for at in seconds if len(at) > 1]
     if not medians:
         return None
     least, most = f"{min(medians):.2g}", f"{max(medians):.2g}"

@@ -24,14 +24,9 @@ from easgd_cli.system.terminal import printable
 
 
 def page(
-    title: str,
-    c: Comparison,
-    findings: Sequence[str],
-    tables: Sequence[ResultTable],
-    notes: Sequence[str],
-    figures: Mapping[str, tuple[Path, str]],
-    curves: Curves | None,
-) -> str:
+    title: str, c: Comparison, findings: Sequence[str], tables: Sequence[ResultTable], notes: Sequence[str],
+    figures: Mapping[str, tuple[Path, str]], curves: Curves | None,
+) -> str:  # fmt: skip
     """`figures`: by name the SVG file and what it shows; `curves`: the figure of that name as numbers, or None.
 
     Every text from a run is escaped.

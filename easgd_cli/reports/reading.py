@@ -1,14 +1,9 @@
-"""Runs as a report needs them, and which directories are runs."""
+"""Runs as a report needs them."""
 
 from __future__ import annotations
 
-import glob
-import json
 import math
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +13,10 @@ import numpy as np
 from easgd_cli.errors import UsageError
 from easgd_cli.problems.metric import Metrics
 from easgd_cli.record import lost_workers, reader, run_directory
-from easgd_cli.record.metrics import PARTIES, Row
+from easgd_cli.record.metrics import PARTIES, PARTS, Row
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
-_MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with one of these is a run's
 MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
-_PARTS = ("compute", "data", "communication", "other")
 
 # Settings that say where and how a run is kept and started, not what it does.
 _OF_PROBES = ("auto.seconds", "auto.probes")
@@ -94,123 +87,18 @@ class Run:
         there, sign = self.finite(metric), self.metrics[metric].sign
         return int(np.nanargmin(np.where(there, sign * self.curve[metric], np.nan))) if there.any() else None
 
-    def seconds_to(self, metric: str, level: float) -> float | None:
-        """Training seconds after which the metric was first as good as `level`."""
+    def first(self, metric: str, level: float) -> int | None:
+        """Which evaluation was the first with the metric as good as `level`."""
         if metric not in self.curve:
             return None
         sign = self.metrics[metric].sign
         reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # NaN is not
-        return float(self.curve["seconds"][reached[0]]) if len(reached) else None
+        return int(reached[0]) if len(reached) else None
 
-
-def find(words: Sequence[str]) -> list[Path]:
-    """The run directories that these paths name: runs, directories with runs somewhere below, patterns. Raises
-    UsageError.
-    """
-    found: dict[Path, Path] = {}  # by where they really are, so that none counts twice
-    for word in words:
-        path = Path(word)
-        if not path.exists():
-            matches = [Path(match) for match in sorted(glob.glob(word))] if glob.has_magic(word) else []
-            if not matches:
-                what = "nothing matches this pattern" if glob.has_magic(word) else "there is no such path"
-                raise UsageError(f"report {word}: {what}; name run directories, or a directory that holds some.")
-            runs = [run for match in matches if match.is_dir() for run in _below(match)]
-        elif not path.is_dir():
-            raise UsageError(f"report {word}: is a file; name the directory of a run, or one that holds runs.")
-        else:
-            runs = list(_below(path))
-        if not runs and not _sweep(path)[0]:
-            raise UsageError(
-                f"report {word}: is no run and holds none; a run's directory has a config.yaml and a metrics.jsonl."
-            )
-        for run in runs:
-            found.setdefault(run.resolve(), run)
-    if not found:
-        raise UsageError(f"report {' '.join(words)}: no run has begun yet. {' '.join(unfinished(words))}")
-    return list(found.values())
-
-
-def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs that these paths name, and a sentence for each that was left out, since it cannot be read.
-
-    Raises UsageError where such a run is named itself, or where none is left.
-    """
-    named = {Path(word).resolve() for word in words}
-    runs, left_out = [], []
-    for path in find(words):
-        try:
-            runs.append(read(path))
-        except UsageError as e:
-            if path.resolve() in named:
-                raise
-            left_out.append(e)
-    if not runs:
-        raise left_out[0]
-    return runs, [f"Left out: {str(e).removeprefix('report ')}" for e in left_out]
-
-
-def unfinished(words: Sequence[str]) -> Iterator[str]:
-    """A sentence for each sweep among these paths that has jobs to go, and for each job that failed before it had a
-    directory.
-    """
-    for root in map(Path, words):
-        jobs, command = _sweep(root)
-        counts = Counter(job["status"] for job in jobs.values())
-        if counts["queued"] or counts["running"]:
-            stopped = ""
-            # which nobody holds, but a launcher's jobs may have outlived the command
-            with suppress(UsageError), run_directory.held(root):
-                counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
-                whose = "the command that began them is gone" if counts["running"] else "no process is at them"
-                stopped = f", and {whose}. To go on: {command or 'give the same command again.'}"
-            yield (
-                f"{root.name}: of {len(jobs)} jobs "
-                f"{', '.join(f'{n} {status}' for status, n in sorted(counts.items()) if n)}{stopped or '.'}"
-            )
-        for name, job in jobs.items():
-            if job["status"] == "failed" and not (root / name).is_dir():
-                yield f"{name}: failed before it began: {job.get('reason', 'no reason is known')}"
-
-
-def _unattended(path: Path, status: str) -> str:
-    """How a job stands that nobody looks after any more: not as was last said of it, but by its own directory, where it
-    has one.
-    """
-    if status not in ("queued", "running"):
-        return status
-    said: str | None = None
-    try:
-        with run_directory.held(path), suppress(reader.BadFile):
-            said = reader.status_of(path)
-    except UsageError:
-        return "running"
-    except FileNotFoundError:
-        said = status
-    return "killed" if said in ("running", None) else said
-
-
-def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """The jobs of a sweep by sweep.json, and its command; no jobs where it is no sweep."""
-    try:
-        content = json.loads(reader.read_text(root / "sweep.json"))
-        jobs = {name: job for name, job in content["jobs"].items() if isinstance(job["status"], str)}
-    except (reader.BadFile, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return {}, None
-    return jobs, content.get("command")
-
-
-def _below(path: Path) -> Iterator[Path]:
-    if any((path / mark).is_file() for mark in _MARKS):
-        yield path
-        return
-    try:
-        inside = sorted(entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-    except PermissionError as e:
-        raise UsageError(f"report {path}: cannot be looked into ({e.strerror}).") from e
-    for directory in map(Path, inside):
-        if not path.resolve().is_relative_to(directory.resolve()):  # a link to what it lies in
-            yield from _below(directory)
+    def seconds_to(self, metric: str, level: float) -> float | None:
+        """Training seconds until then."""
+        at = self.first(metric, level)
+        return None if at is None else float(self.curve["seconds"][at])
 
 
 def read(path: Path) -> Run:
@@ -233,19 +121,13 @@ def read(path: Path) -> Run:
     exchanges: int = summary["exchanges"] if "exchanges" in summary else int(rows[-1]["exchanges"]) if rows else 0
     workers = [row for row in rows if row["party"] not in PARTIES]
     curve = _curve([row for row in rows if row["party"] == party])
-    if (
-        settings.get("workers") == 1
-        and not exchanges
-        and len(curve["step"])
-        and curve["step"][-1] > (config.get("tau") or 0)
-    ):
+    last = curve["step"][-1] if len(curve["step"]) else 0
+    if settings.get("workers") == 1 and not exchanges and last > (config.get("tau") or 0):
         settings["tau"] = None  # a method that exchanges nothing has no period, whatever the setting says
     status, reason = _status(path, summary)
-    per_exchange = (
-        summary["bytes_exchanged"] / exchanges
-        if summary.get("bytes_exchanged") and exchanges
-        else 8.0 * summary.get("parameters", 0)
-    )
+    per_exchange = 8.0 * summary.get("parameters", 0)
+    if summary.get("bytes_exchanged") and exchanges:
+        per_exchange = summary["bytes_exchanged"] / exchanges
     return Run(
         path, settings, reader.overrides_of(path), status, reason, party, curve,
         seconds=_seconds(summary, workers), samples_per_second=_speed(summary, workers),
@@ -260,9 +142,7 @@ def read(path: Path) -> Run:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; the length as the one of steps, epochs and
-    minutes that counts.
-    """
+    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; of the lengths the one that counts."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("faults", "groups") and isinstance(value, list):
@@ -292,19 +172,17 @@ def _seconds(summary: dict[str, Any], workers: Sequence[Row]) -> dict[str, float
     said: dict[str, float] = summary.get("seconds") or {}
     if sum(said.values()) > 0:
         return said
-    last = [row for row in _last(workers) if all(f"seconds_{part}" in row for part in _PARTS)]
-    return {part: float(np.mean([row[f"seconds_{part}"] for row in last])) for part in _PARTS} if last else None
+    last = [row for row in _last(workers) if all(f"seconds_{part}" in row for part in PARTS)]
+    return {part: float(np.mean([row[f"seconds_{part}"] for row in last])) for part in PARTS} if last else None
 
 
 def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
     """Samples of all workers a second since the start."""
     if "samples_per_second" in summary:
         return float(summary["samples_per_second"])
-    return (
-        sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None
-        if "batch_size" in summary
-        else None
-    )
+    if "batch_size" not in summary:
+        return None
+    return sum(row["step"] * summary["batch_size"] / row["seconds"] for row in _last(workers) if row["seconds"]) or None
 
 
 def _last(workers: Sequence[Row]) -> list[Row]:
@@ -313,9 +191,7 @@ def _last(workers: Sequence[Row]) -> list[Row]:
 
 
 def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
-    """Updates of the center by others between two exchanges of a worker: the mean, over exchanges where simulated, over
-    the workers' points else.
-    """
+    """Updates of the center by others between two exchanges of a worker, the mean over exchanges or workers' points."""
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
     found = [row["staleness"] for row in workers if row.get("staleness") is not None]

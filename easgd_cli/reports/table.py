@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from easgd_cli.record.metrics import PARTS
 from easgd_cli.reports.comparison import Comparison, Configuration, Spread, written
 from easgd_cli.reports.reading import Run
 
@@ -35,6 +36,11 @@ def level(c: Comparison, value: float) -> str:
 
 def numbers(c: Comparison) -> dict[str, Any]:
     """The same as numbers, for --json."""
+
+    def held_out(of: Configuration) -> dict[str, Any]:
+        there = _plain(_held_out(c, of, c.metric.name))
+        return {"held_out": _plain(_held_out(c, of)), f"{c.metric.name}_at_{c.metric.lowest}_held_out": there}
+
     rows = []
     for of in c.configurations:
         rows.append({
@@ -44,24 +50,18 @@ def numbers(c: Comparison) -> dict[str, Any]:
             "counted_seeds": [run.settings.get("seed") for run in of.counted],
             "party": of.runs[0].party, "baseline": of is c.baseline,
             "final": _plain(final(c, of)), "best": _plain(_best(c, of)),
-            "seconds_to_best": _plain(_seconds_to_best(c, of)),
+            "seconds_to_best": _plain(_best(c, of, "seconds")),
             "seconds_to": {f"{v:g}": _plain(c.seconds_to(of, v)) for v in c.levels},
             "speed_up": {f"{v:g}": c.speed_up(of, v) for v in c.levels},
-            **({"held_out": _plain(_held_out(c, of)),
-            f"{c.metric.name}_at_{c.metric.lowest}_held_out": _plain(_there(c, of))} if _holds_out(c) else {}),
+            **(held_out(of) if _holds_out(c) else {}),
             "samples_per_second": _plain(of.over(lambda run: run.samples_per_second)),
-            "percent": {part: _plain(share(of, part)) for part in ("compute", "data", "communication", "other")},
+            "percent": {part: _plain(share(of, part)) for part in PARTS},
             "bytes_exchanged": _plain(of.over(lambda run: run.bytes_exchanged)),
             "staleness": _plain(of.over(lambda run: run.staleness)),
             "train_seconds": _plain(of.over(_last_second)),
         })  # fmt: skip
-    return {
-        "metric": c.metric.name,
-        "told_apart": c.told_apart,
-        "also_differ": c.also_differ,
-        "levels": c.levels,
-        "configurations": rows,
-    }
+    about = {"metric": c.metric.name, "told_apart": c.told_apart, "also_differ": c.also_differ, "levels": c.levels}
+    return {**about, "configurations": rows}
 
 
 Column = tuple[str, Callable[[Configuration], str]]
@@ -91,11 +91,8 @@ def _links(c: Comparison) -> list[ResultTable]:
     def cells(link: dict[str, float]) -> list[str]:
         return [digits(scale * link[key]) if key in link else "-" for key, scale in columns.values()]
 
-    rows = [
-        [run.path.name, host, f"{link['workers']:.0f}", *cells(link)]
-        for run in c.runs
-        for host, link in run.links.items()
-    ]
+    links = [(run.path.name, host, link) for run in c.runs for host, link in run.links.items()]
+    rows = [[name, host, f"{link['workers']:.0f}", *cells(link)] for name, host, link in links]
     return [ResultTable("Links to hosts", ["run", "host", "workers", *columns], rows, 2)] if rows else []
 
 
@@ -104,12 +101,15 @@ def _reached(c: Comparison) -> list[Column]:
         ("n", lambda of: str(len(of.counted))),
         (f"final {c.metric.labelled}", lambda of: shown(final(c, of))),
         (f"best {c.metric.labelled}", lambda of: shown(_best(c, of))),
-        ("seconds to best", lambda of: shown(_seconds_to_best(c, of))),
+        ("seconds to best", lambda of: shown(_best(c, of, "seconds"))),
     ]
     if _holds_out(c):
         held_out = f"{c.metric.lowest} {c.metrics[c.metric.held_out].labelled}"
         there = replace(c.metric, title=f"{c.metric.title} there").labelled
-        columns += [(held_out, lambda of: shown(_held_out(c, of))), (there, lambda of: shown(_there(c, of)))]
+        columns += [
+            (held_out, lambda of: shown(_held_out(c, of))),
+            (there, lambda of: shown(_held_out(c, of, c.metric.name))),
+        ]
     return columns
 
 
@@ -128,7 +128,7 @@ def _cost(c: Comparison) -> list[Column]:
 
     return [
         ("samples/s", lambda of: shown(of.over(lambda run: run.samples_per_second))),
-        *map(in_percent, ("compute", "data", "communication", "other")),
+        *map(in_percent, PARTS),
         ("exchanged (MB)", lambda of: shown(of.over(lambda run: run.bytes_exchanged / 1e6))),
         ("staleness", lambda of: shown(of.over(lambda run: run.staleness))),
         ("seconds", lambda of: shown(of.over(_last_second))),
@@ -147,45 +147,38 @@ def final(c: Comparison, of: Configuration) -> Spread | None:
     return of.over(lambda run: run.last(c.metric.name))
 
 
-def _best(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_best(run, c.metric.name, c.metric.name))
-
-
-def _seconds_to_best(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_best(run, c.metric.name, "seconds"))
+def _best(c: Comparison, of: Configuration, what: str | None = None) -> Spread | None:
+    """The metric, or `what` else, at the evaluation with its best value."""
+    return _at_best(of, c.metric.name, what or c.metric.name)
 
 
 def _holds_out(c: Comparison) -> bool:
-    return (
-        c.metric.primary
-        and c.metric.held_out != c.metric.name
-        and any(c.metric.held_out in run.curve for run in c.runs)
-    )
+    held_out = c.metric.held_out
+    return c.metric.primary and held_out != c.metric.name and any(held_out in run.curve for run in c.runs)
 
 
-def _held_out(c: Comparison, of: Configuration) -> Spread | None:
-    return of.over(lambda run: _at_best(run, c.metric.held_out, c.metric.held_out))
-
-
-def _there(c: Comparison, of: Configuration) -> Spread | None:
-    """The metric at the evaluation with the best held-out value: chosen without the test set, so it does
-    not flatter.
+def _held_out(c: Comparison, of: Configuration, what: str | None = None) -> Spread | None:
+    """The held-out metric at the evaluation with its best value; with `what` that of the test set there: chosen without
+    it, so it does not flatter.
     """
-    return of.over(lambda run: _at_best(run, c.metric.held_out, c.metric.name))
+    return _at_best(of, c.metric.held_out, what or c.metric.held_out)
 
 
-def _at_best(run: Run, metric: str, what: str) -> float | None:
-    return None if (at := run.best(metric)) is None or what not in run.curve else float(run.curve[what][at])
+def _at_best(of: Configuration, metric: str, what: str) -> Spread | None:
+    def of_run(run: Run) -> float | None:
+        return None if (at := run.best(metric)) is None or what not in run.curve else float(run.curve[what][at])
+
+    return of.over(of_run)
 
 
 def share(of: Configuration, part: str) -> Spread | None:
-    return of.over(
-        lambda run: (
-            100 * run.seconds[part] / sum(run.seconds.values())
-            if run.seconds and sum(run.seconds.values()) > 0
-            else None
-        )
-    )
+    """Of a worker's time, in percent."""
+
+    def of_run(run: Run) -> float | None:
+        total = sum(run.seconds.values()) if run.seconds else 0
+        return 100 * run.seconds[part] / total if run.seconds and total > 0 else None
+
+    return of.over(of_run)
 
 
 def _last_second(run: Run) -> float | None:

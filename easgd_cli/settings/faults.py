@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from easgd_cli.errors import UsageError
 from easgd_cli.randomness import FAULTS, key, uniform
@@ -30,10 +30,6 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 PARTIES = {"master": "exchange", "evaluator": "evaluation"}
 _OF_PARTIES = ("kill", "stop")  # the kinds that these parties suffer
 _OF_VARIABLES = ("variable", "exchange", "kind")
-_TYPES: dict[str, type] = {
-    "kind": str, "worker": int, "step": int, "per_step": float, "seconds": float, "factor": float, "steps": int,
-    "party": str, "exchange": int, "evaluation": int, "variable": str,
-}  # fmt: skip
 _EXAMPLE = "'faults=[{worker: 1, step: 20, kind: kill}]'"
 
 
@@ -64,6 +60,9 @@ class Fault:
     def of_worker(self) -> bool:
         """Whether a worker suffers the fault."""
         return self.party is None and self.variable is None
+
+
+_TYPES = get_type_hints(Fault)
 
 
 def named(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,13 +116,7 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
         return _of_variable(name, entry)
     allowed, needed = KINDS[kind]
     where = ("worker", "step") if kind == "slow" else ("worker", "step", "per_step")
-    for part, value in entry.items():
-        if part not in ("kind", *where, *allowed):
-            raise UsageError(
-                f"{name}.{part}={value}: a fault of kind {kind} has no such setting; it takes "
-                f"{', '.join((*where, *allowed))}."
-            )
-    said = {part: convert(f"{name}.{part}", value, _TYPES[part]) for part, value in entry.items() if value is not None}
+    said = _said(name, f"of kind {kind}", entry, ("kind",), (*where, *allowed))
     if ("step" in said) == ("per_step" in said):
         either = "step" if kind == "slow" else "step, or per_step, a probability"
         raise UsageError(f"{name}: a fault says when it happens by {either}, and by one of them; see {_EXAMPLE}.")
@@ -133,6 +126,22 @@ def _fault(s: Settings, name: str, entry: Mapping[str, Any]) -> Fault:
     fault = Fault(**said)
     _check(s, name, fault, said)
     return fault
+
+
+def _said(
+    name: str, of: str, entry: Mapping[str, Any], marks: tuple[str, ...], allowed: tuple[str, ...]
+) -> dict[str, Any]:
+    """What is said of a fault beside its `marks`, and these, each of its type. Raises UsageError."""
+    for part, value in entry.items():
+        if part not in (*marks, *allowed):
+            raise UsageError(f"{name}.{part}={value}: a fault {of} has no such setting; it takes {', '.join(allowed)}.")
+    return {part: convert(f"{name}.{part}", value, _TYPES[part]) for part, value in entry.items() if value is not None}
+
+
+def _check_positive(name: str, said: Mapping[str, Any]) -> None:
+    for part in ("seconds", "factor", "steps"):
+        if part in said and not (math.isfinite(said[part]) and said[part] > 0):
+            raise UsageError(f"{name}.{part}={said[part]:g}: must be a number greater than 0.")
 
 
 def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
@@ -145,14 +154,7 @@ def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
         raise UsageError(
             f"{name}.kind={kind}: the {party} suffers {' and '.join(_OF_PARTIES)} only; others are workers'."
         )
-    allowed = ("kind", "party", when, *KINDS[kind][0])
-    for part, value in entry.items():
-        if part not in allowed:
-            raise UsageError(
-                f"{name}.{part}={value}: a fault of the {party} of kind {kind} has no such setting; it takes "
-                f"{', '.join(allowed[2:])}."
-            )
-    said = {part: convert(f"{name}.{part}", value, _TYPES[part]) for part, value in entry.items() if value is not None}
+    said = _said(name, f"of the {party} of kind {kind}", entry, ("kind", "party"), (when, *KINDS[kind][0]))
     for part in (when, *KINDS[kind][1]):
         if part not in said:
             raise UsageError(
@@ -161,8 +163,7 @@ def _of_party(name: str, entry: Mapping[str, Any]) -> Fault:
             )
     if said[when] < 0:
         raise UsageError(f"{name}.{when}={said[when]}: is counted from 0.")
-    if "seconds" in said and not (math.isfinite(said["seconds"]) and said["seconds"] > 0):
-        raise UsageError(f"{name}.seconds={said['seconds']:g}: must be a number greater than 0.")
+    _check_positive(name, said)
     return Fault(**said)
 
 
@@ -216,8 +217,6 @@ def _check(s: Settings, name: str, fault: Fault, said: Mapping[str, Any]) -> Non
         )
     if fault.per_step is not None and not 0 <= fault.per_step <= 1:
         raise UsageError(f"{name}.per_step={fault.per_step:g}: is the probability of a step, from 0 to 1.")
-    for part in ("seconds", "factor", "steps"):
-        if part in said and not (math.isfinite(said[part]) and said[part] > 0):
-            raise UsageError(f"{name}.{part}={said[part]:g}: must be a number greater than 0.")
+    _check_positive(name, said)
     if "factor" in said and fault.factor < 1:
         raise UsageError(f"{name}.factor={fault.factor:g}: says how many times as long a gradient takes, at least 1.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from easgd_cli.errors import UsageError
 from easgd_cli.settings.schema import Settings
 from easgd_cli.settings.targets import convert
 
-_TYPES: dict[str, type] = {"match": str, "l2": float, "eta": float, "weight_decay": float}
 _EXAMPLE = """'groups=[{match: "*.bias", l2: 0}, {match: "head.*", eta: 10}]'"""
 
 
@@ -25,6 +24,9 @@ class ParameterGroup:
     l2: float | None = None
     eta: float | None = None
     weight_decay: float | None = None
+
+
+_TYPES = get_type_hints(ParameterGroup)
 
 
 def read(s: Settings) -> tuple[ParameterGroup, ...]:

@@ -165,10 +165,7 @@ class Interval:
 
     @classmethod
     def parse(cls, key: str, text: str | None) -> Interval | None:
-        """Reads `200 steps`, `30 s` or `2 min`; None stays None.
-
-        Raises UsageError for anything else, naming `key`.
-        """
+        """Reads `200 steps`, `30 s` or `2 min`; None stays None. Raises UsageError for anything else, naming `key`."""
         if text is None:
             return None
         found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(steps?|s|sec|seconds?|min|minutes?)\s*", str(text))

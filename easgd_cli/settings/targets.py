@@ -250,14 +250,9 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
 
 
 _WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list: "a list",
-    tuple: "a list",
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list",
     dict: "a dictionary",
-}
+}  # fmt: skip
 
 
 def word(kind: Any) -> str:

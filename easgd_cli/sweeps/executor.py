@@ -1,6 +1,4 @@
-"""Who runs the jobs of a sweep: the interface, and easgd's own executor, each job a process in a slot of
-this machine.
-"""
+"""Who runs a sweep's jobs: the interface, and easgd's executor, each job a process in a slot of this machine."""
 
 from __future__ import annotations
 
@@ -50,13 +48,9 @@ class SlotExecutor:
     """
 
     def __init__(
-        self,
-        root: Path,
-        slots: Sequence[Slot],
-        program: str,
-        words: Callable[[SweepJob], list[str]],
+        self, root: Path, slots: Sequence[Slot], program: str, words: Callable[[SweepJob], list[str]],
         shared: Sequence[int] = (),
-    ):
+    ):  # fmt: skip
         self._root, self._slots, self._program, self._words, self._shared = root, slots, program, words, shared
         self._servers: dict[int, JobServer] = {}
         self._running: dict[int, SweepJob] = {}
@@ -108,9 +102,7 @@ class SlotExecutor:
 
 
 class JobServer:
-    """A slot's process, from which one job after another is forked (job_server.py). Killed, it takes its
-    job with it.
-    """
+    """A slot's process, from which one job after another is forked (job_server.py). Its death is its job's."""
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int] = ()):
         self.devices = devices

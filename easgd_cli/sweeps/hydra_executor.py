@@ -110,10 +110,7 @@ class HydraExecutor:
 
 
 class CannotSay(BaseException):
-    """A job has nowhere to say how it stands, so nobody would learn what became of it.
-
-    No Exception, which a sweeper would take for a failed trial.
-    """
+    """A job has nowhere to say how it stands. No Exception, which a sweeper would take for a failed trial."""
 
 
 @dataclass(frozen=True)

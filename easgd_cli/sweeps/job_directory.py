@@ -44,9 +44,7 @@ class JobDirectory:
 
 
 def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
-    """The directory of the job that is named `path`. A run without a checkpoint is cleared away, a failed one only to
-    `retry`.
-    """
+    """The directory of the job named `path`. A run without a checkpoint is cleared, a failed one only to `retry`."""
     while True:
         with suppress(FileNotFoundError):  # another sweep has just removed what we looked at
             return _find(path, settings, retry)

@@ -105,9 +105,7 @@ def changed(path: Path) -> int:
 
 
 def begin(root: Path, name: str) -> Path:
-    """Before its process is started: forgets what an earlier start has said; returns the log. Raises RunError, and
-    UsageError where that is no file.
-    """
+    """Before its process starts: forgets what was said before; returns the log. Raises RunError and UsageError."""
     with writing(path := log(root, name)):
         path.parent.mkdir(parents=True, exist_ok=True)
         run_files.check_own(path)

@@ -30,9 +30,7 @@ class JobWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks every moment in a thread, since this one is in the hands of another program, and once more
-        at the end.
-        """
+        """Looks every moment in a thread, since another program has this one, and once more at the end."""
         over = threading.Event()
 
         def look_on() -> None:
@@ -51,9 +49,7 @@ class JobWatch:
                 self._say(name, replace(self.said[name], status=KILLED, reason="its process has ended without a word"))
 
     def settle(self, last: Callable[[JobStatus], bool]) -> None:
-        """Waits until what every job has said is the `last` it will say: all have ended, but a network may show it
-        late.
-        """
+        """Waits until every job has said the `last` it will say: all have ended, but a network may show it late."""
         _wait_until(lambda: all(map(last, list(self.said.values()))))
 
     def end(self) -> None:

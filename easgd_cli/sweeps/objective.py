@@ -50,9 +50,7 @@ class Objective:
         return f"{self} {self.primary.shown(self.primary.sign * value)}"
 
     def value(self, path: Path) -> float:
-        """Of the run in `path`: what is to be small. Infinite where it diverged or has not come to the level. Raises
-        RunError.
-        """
+        """Of the run in `path`, to be small. Infinite where it diverged or missed the level. Raises RunError."""
         run, metric = _read(path), self._metric
         if metric not in run.curve:
             raise RunError(
@@ -67,9 +65,7 @@ class Objective:
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
-        """Held-out and test value of the primary metric at the evaluation that `value` is about; those that
-        there are.
-        """
+        """Held-out and test value, if any, of the primary metric at the evaluation that `value` is about."""
         run = _read(path)
         at, base = self._evaluation(run), _base(self.primary or run.metrics.primary or TRAIN_LOSS)
         metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}

@@ -37,9 +37,7 @@ class Slot:
     devices: list[str]
 
     def environment(self, wanted: Devices) -> dict[str, str]:
-        """The environment of a job here. One that names devices counts them as this process does, so it is
-        shown all.
-        """
+        """The environment of a job here. One that names devices counts as this process does, so it is shown all."""
         if wanted is Devices.NAMED or not self.devices:
             return dict(os.environ)
         return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices) if wanted is Devices.ANY else ""}
@@ -64,9 +62,7 @@ def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
 
 
 def dealt(things: Sequence[T], slots: int) -> list[list[T]]:
-    """A share of these for each slot: neighbours, none in two shares; where there are fewer than slots, one each in
-    turn.
-    """
+    """A share of these for each slot: neighbours, none in two; of fewer than slots one each in turn."""
     if 0 < len(things) < slots:
         return [[things[i % len(things)]] for i in range(slots)]
     return [list(things[i * len(things) // slots : (i + 1) * len(things) // slots]) for i in range(slots)]

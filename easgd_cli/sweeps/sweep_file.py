@@ -1,6 +1,4 @@
-"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for the sweep that is
-given again.
-"""
+"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for its next start."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ class SweepFile:
 
     @contextmanager
     def _alone(self) -> Iterator[dict[str, Any]]:
-        """The jobs as they are in the file, to be changed and written. Another sweep waits: it would undo what it had
-        not read.
-        """
+        """The jobs as in the file, to be changed and written. Another sweep waits, or it would undo this."""
         with ExitStack() as held:
             with suppress(OSError):  # a file system without locks, as some networks have, or one that cannot be written
                 lock = self._path.with_name(f".{self._path.name}.lock")
@@ -64,10 +60,7 @@ class SweepFile:
 
 
 def refuse_another(plan: Plan) -> None:
-    """Raises UsageError for a name that a sweep of other settings has: its runs would not be comparable.
-
-    More values of what is swept are welcome.
-    """
+    """Raises UsageError for the name of a sweep of other settings; more values of what is swept are welcome."""
     before = _read(plan.root / "sweep.json")
     if not before:
         return

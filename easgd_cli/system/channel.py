@@ -55,12 +55,9 @@ class Channel:
         it.
         """
         if isinstance(enclosed, SharedTensors):
-            message = {
-                **message,
-                "layout": {
-                    n: [list(shape), str(dtype).removeprefix("torch.")] for n, (shape, dtype) in enclosed.layout.items()
-                },
-            }
+            layout = enclosed.layout.items()
+            told = {name: [list(shape), str(dtype).removeprefix("torch.")] for name, (shape, dtype) in layout}
+            message = {**message, "layout": told}
         elif enclosed is not None:
             message = {**message, "layout": "socket"}
         data = memoryview(json.dumps(message).encode() + b"\n")
@@ -69,9 +66,7 @@ class Channel:
             self._flush()
 
     def flush(self) -> bool:
-        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed when the other side has
-        ended.
-        """
+        """Sends what the socket takes now; True when nothing is left. Raises ChannelClosed at the other side's end."""
         with self._sending:
             return self._flush()
 

@@ -81,9 +81,8 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise UsageError(
-            f"compile=true: on a CPU torch.compile calls a C++ compiler, and there is no {compiler}; install "
-            "one, name another by the environment "
-            "variable CXX, or leave compile out."
+            f"compile=true: on a CPU torch.compile calls a C++ compiler, and there is no {compiler}; install one, name "
+            "another by the environment variable CXX, or leave compile out."
         )
 
 

@@ -7,6 +7,7 @@ multiprocessing (the descriptor is duplicated for the child) or over a Unix sock
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import tempfile
@@ -203,17 +204,11 @@ def _offsets(layout: Layout) -> tuple[dict[str, int], int]:
     at, offsets = 0, {}
     for name, (shape, dtype) in layout.items():
         offsets[name] = at
-        count = 1
-        for side in shape:
-            count *= side
-        at += -(-count * dtype.itemsize // _ALIGN) * _ALIGN
+        at += -(-math.prod(shape) * dtype.itemsize // _ALIGN) * _ALIGN
     return offsets, at
 
 
 def _view(memory: mmap.mmap, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    count = 1
-    for side in shape:
-        count *= side
-    if count == 0:
+    if (count := math.prod(shape)) == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=at).view(shape)

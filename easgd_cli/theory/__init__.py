@@ -1,3 +1,1 @@
-"""`easgd theory`: the paper's analysis as numbers and figures, and how it agrees with runs of the algorithms
-themselves.
-"""
+"""`easgd theory`: the paper's analysis as numbers and figures, and how runs of the algorithms agree with it."""

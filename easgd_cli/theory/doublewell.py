@@ -25,18 +25,6 @@ def split_point(rho: float) -> Array:
     return np.array([s, -s, 0.0])
 
 
-def gradient(state: Array, rho: float) -> Array:
-    """Of f(x^1) + f(x^2) + (rho/2) sum_i (x^i - x~)^2 at (x^1, x^2, x~)."""
-    x, pull = state[:2], rho * (state[:2] - state[2])
-    return np.append(x**3 - x + pull, -pull.sum())
-
-
-def hessian(state: Array, rho: float) -> Array:
-    """Of the same function."""
-    d = 3 * state[:2] ** 2 - 1 + rho
-    return np.array([[d[0], 0, -rho], [0, d[1], -rho], [-rho, -rho, 2 * rho]])
-
-
 def eigenvalues(rho: float) -> Array:
     """Of the Hessian at `split_point`, rising, in closed form."""
     root = np.sqrt(1 - 4 * rho + 6 * rho**2)

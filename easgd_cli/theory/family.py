@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from easgd_cli.theory.linear import Array
+from easgd_cli.theory.linear import Array, floats
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,13 @@ class Form:
 
     def u(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Array:
         """1 - det of the mean mode."""
-        eta_h, alpha, beta = (
-            np.asarray(eta_h, dtype=float),
-            np.asarray(alpha, dtype=float),
-            np.asarray(beta, dtype=float),
-        )
+        eta_h, alpha, beta = floats(eta_h, alpha, beta)
         u: Array = eta_h + beta - eta_h * beta + self.slope(eta_h, beta) * alpha
         return u
 
     def alpha(self, u: ArrayLike, eta_h: ArrayLike, beta: ArrayLike) -> Array:
         """The alpha at which the mean mode has this u; nan where u does not depend on alpha."""
-        eta_h, beta = np.asarray(eta_h, dtype=float), np.asarray(beta, dtype=float)
+        u, eta_h, beta = floats(u, eta_h, beta)
         slope = self.slope(eta_h, beta)
         alpha: Array = (u - (eta_h + beta - eta_h * beta)) / np.where(slope == 0, np.nan, slope)
         return alpha
@@ -68,9 +64,7 @@ class Form:
         mean = mean_radius(np.multiply(eta_h, beta), self.u(eta_h, alpha, beta))
         if not differences:
             return mean
-        return np.maximum(
-            mean, np.abs(self.differences(np.asarray(eta_h, dtype=float), np.asarray(alpha, dtype=float)))
-        )
+        return np.maximum(mean, np.abs(self.differences(*floats(eta_h, alpha))))
 
     def fastest(self, eta_h: ArrayLike, beta: ArrayLike, *, differences: bool) -> Array:
         """The alpha of the least `radius` for these eta h and beta (both positive).
@@ -78,7 +72,7 @@ class Form:
         Both radii, the mean mode's and the differences', have one minimum each and rise away from it; so the larger of
         them does, between the two, and a ternary search finds it.
         """
-        eta_h, beta = np.broadcast_arrays(np.asarray(eta_h, dtype=float), np.asarray(beta, dtype=float))
+        eta_h, beta = np.broadcast_arrays(*floats(eta_h, beta))
         c = np.sqrt(eta_h * beta)
         mean = self.alpha(2 * c - c * c, eta_h, beta)
         if not differences:
@@ -116,7 +110,7 @@ FORMS = (JACOBI, GAUSS_SEIDEL, PULL_THEN_STEP)
 
 def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
     """Largest modulus of the roots of z^2 - (2 - u - c^2) z + 1 - u."""
-    c2, u = np.asarray(c2, dtype=float), np.asarray(u, dtype=float)
+    c2, u = floats(c2, u)
     a = u + c2
     square = a * a - 4 * c2
     root = np.sqrt(np.maximum(square, 0))
@@ -125,10 +119,8 @@ def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
 
 
 def limit_variance(c2: ArrayLike, u: ArrayLike) -> Array:
-    """Variance of the center as t -> inf, in units of sigma^2 / (p h^2): the solution of the discrete Lyapunov
-    equation; inf where there is none.
-    """
-    c2, u = np.asarray(c2, dtype=float), np.asarray(u, dtype=float)
+    """Variance of the center as t -> inf, in sigma^2 / (p h^2), by the discrete Lyapunov equation; inf: none."""
+    c2, u = floats(c2, u)
     s = 4 - 2 * u - c2
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((c2 > 0) & (u > 0) & (s > 0), c2 * (2 - u) / (u * s), np.inf)

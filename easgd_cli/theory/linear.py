@@ -9,10 +9,15 @@ only, so nothing cancels, and any t takes log2(t) steps. All arrays may carry le
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Truth = NDArray[np.bool_]
+
+
+def floats(*given: ArrayLike) -> list[Array]:
+    """Each of them as an array of floats."""
+    return [np.asarray(numbers, dtype=float) for numbers in given]
 
 
 def after(t: int, a: Array, q: Array, start: Array) -> tuple[Array, Array]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from easgd_cli.theory.linear import Array, Truth, after
+from easgd_cli.theory.linear import Array, Truth, after, floats
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,14 @@ def margin(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) ->
 
 
 def center(
-    t: float,
-    p: ArrayLike,
-    eta: ArrayLike,
-    beta: ArrayLike,
-    h: ArrayLike = 1.0,
-    sigma: ArrayLike = 1.0,
-    x0: ArrayLike = 1.0,
-    center0: ArrayLike = 1.0,
-) -> Moments:
+    t: float, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
+    x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
+) -> Moments:  # fmt: skip
     """E x~_t, equation (15), and V x~_t, equation (16); at t = inf their limits, inf where condition (17) fails.
 
     `x0`: where all workers (or their mean) begin, `center0`: the center.
     """
-    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(
-        *(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0))
-    )
+    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(*floats(p, eta, beta, h, sigma, x0, center0))
     if math.isinf(t):
         finite = stable(p, eta, beta, h)
         return Moments(np.where(finite, 0.0, np.inf), np.where(finite, limit_variance(p, eta, beta, h, sigma), np.inf))
@@ -111,7 +103,7 @@ def limit_variance(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike =
     The paper's beta^2 eta^2 (1 + gamma phi) / ((1 - gamma^2)(1 - phi^2)(1 - gamma phi)) sigma^2 / p without the
     eigenvalues: u = 1 - gamma phi, c^2 = (1 - gamma)(1 - phi), 4 - 2u - c^2 = (1 + gamma)(1 + phi), the margin of (17).
     """
-    p, eta, beta, h, sigma = (np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma))
+    p, eta, beta, h, sigma = floats(p, eta, beta, h, sigma)
     c2 = eta * h * beta
     u = eta * h + beta / p + beta - c2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -125,33 +117,20 @@ def corollary(eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayL
     inside = (eta_h > 0) & (eta_h < 2) & (beta > 0) & (beta < 2)
     both = beta * eta_h
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = (
-            both
-            / ((2 - beta) * (2 - eta_h))
-            * (2 - beta - eta_h + both)
-            / (beta + eta_h - both)
-            * (np.divide(sigma, h)) ** 2
-        )
+        value = both / ((2 - beta) * (2 - eta_h)) * (2 - beta - eta_h + both) / (beta + eta_h - both)
+        value = value * np.divide(sigma, h) ** 2
     return np.where(inside, value, np.inf)
 
 
 def averaged_center(
-    t: int,
-    p: ArrayLike,
-    eta: ArrayLike,
-    beta: ArrayLike,
-    h: ArrayLike = 1.0,
-    sigma: ArrayLike = 1.0,
-    x0: ArrayLike = 1.0,
-    center0: ArrayLike = 1.0,
-) -> Moments:
+    t: int, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
+    x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
+) -> Moments:  # fmt: skip
     """Moments of z_t = (x~_0 + ... + x~_t) / (t + 1), exact at every t: the sum is a third variable of the recursion.
 
     (t + 1) V z_t tends to `fisher` for every eta and beta that are stable.
     """
-    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(
-        *(np.asarray(v, dtype=float) for v in (p, eta, beta, h, sigma, x0, center0))
-    )
+    p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(*floats(p, eta, beta, h, sigma, x0, center0))
     alpha, zero, one = beta / p, np.zeros(p.shape), np.ones(p.shape)
     a = _matrix([[1 - alpha - eta * h, alpha, zero], [beta, 1 - beta, zero], [beta, 1 - beta, one]])
     q = np.zeros(a.shape)

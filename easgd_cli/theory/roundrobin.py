@@ -25,12 +25,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from easgd_cli.theory.linear import Array, Truth
+from easgd_cli.theory.linear import Array, Truth, floats
 
 
 def easgd_map(i: int, p: int, eta: ArrayLike, alpha: ArrayLike) -> Array:
     """Worker i's step, i = 0 .. p-1: [..., p+1, p+1]."""
-    eta, alpha = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(alpha, dtype=float))
+    eta, alpha = np.broadcast_arrays(*floats(eta, alpha))
     m = _identity(p + 1, eta)
     m[..., i, i] = 1 - eta - alpha
     m[..., i, p] = m[..., p, i] = alpha
@@ -40,7 +40,7 @@ def easgd_map(i: int, p: int, eta: ArrayLike, alpha: ArrayLike) -> Array:
 
 def admm_map(i: int, p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
     """Worker i's step F3 F2 F1, i = 0 .. p-1: [..., 2p+1, 2p+1]."""
-    eta, rho = np.broadcast_arrays(np.asarray(eta, dtype=float), np.asarray(rho, dtype=float))
+    eta, rho = np.broadcast_arrays(*floats(eta, rho))
     multiplier, x, center = 2 * i, 2 * i + 1, 2 * p
     f1, f2, f3 = (_identity(2 * p + 1, eta) for _ in range(3))
     f1[..., multiplier, x], f1[..., multiplier, center] = -1, 1
@@ -61,18 +61,14 @@ def admm_round(p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
 
 
 def easgd_condition(eta: ArrayLike, alpha: ArrayLike) -> Truth:
-    """Whether every single map is stable: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the
-    round.
-    """
-    eta, alpha = np.asarray(eta, dtype=float), np.asarray(alpha, dtype=float)
+    """Whether every map is stable: 0 <= eta <= 2, 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the round."""
+    eta, alpha = floats(eta, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((eta >= 0) & (eta <= 2) & (alpha >= 0) & (alpha <= (4 - 2 * eta) / (4 - eta)))
 
 
 def norms(step: Array, start: Array, rounds: int) -> Array:
-    """2-norm of the state [n] after 0, 1, .. `rounds` applications of `step` [n, n]: [rounds + 1]; inf once no double
-    holds it.
-    """
+    """2-norm of the state [n] after 0 .. `rounds` times `step` [n, n]: [rounds + 1]; inf once no double holds it."""
     found, state = np.empty(rounds + 1), start
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(rounds + 1):

@@ -1,6 +1,4 @@
-"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. Imports nothing
-heavy.
-"""
+"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. No heavy import."""
 
 from __future__ import annotations
 
@@ -105,14 +103,13 @@ class Moments:
 
     def points(self) -> list[tuple[int, float, float]]:
         """All (p, eta, beta) that are asked for."""
-        return [
-            (p, eta, beta)
-            for p in self.p
-            for eta in self.eta
-            for beta in (
-                ((0.9,) if self.beta is None else self.beta) if self.alpha is None else (p * a for a in self.alpha)
-            )
-        ]
+
+        def betas(p: int) -> tuple[float, ...]:
+            if self.alpha is not None:
+                return tuple(p * a for a in self.alpha)
+            return (0.9,) if self.beta is None else self.beta
+
+        return [(p, eta, beta) for p in self.p for eta in self.eta for beta in betas(p)]
 
 
 @dataclass(frozen=True)

@@ -47,17 +47,13 @@ class Sample:
 
 
 def runs_affordable(asked: int, p: int, t: int) -> int:
-    """`asked` independent runs of p workers over t rounds, or as many as MOST_DRAWS allows; 0 when those
-    are too few.
-    """
+    """`asked` independent runs of p workers over t rounds, or as many as MOST_DRAWS allows; 0 when too few."""
     runs = min(asked, MOST_DRAWS // max(1, p * t))
     return runs if runs >= min(asked, FEWEST_RUNS) else 0
 
 
 def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> FunctionProblem:
-    """Gradients h x - xi in each of `runs` dimensions, xi normal with standard deviation sigma, a function of (seed,
-    worker, t).
-    """
+    """Gradients h x - xi in each of `runs` dimensions, xi of standard deviation sigma by (seed, worker, t)."""
     generator = torch.Generator()
 
     def gradient(x: Tensor, worker: int, t: int, out: Tensor) -> None:
@@ -68,18 +64,9 @@ def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> Fun
 
 
 def synchronous(
-    method: Method,
-    p: int,
-    eta: float,
-    times: Iterable[int],
-    *,
-    h: float,
-    sigma: float,
-    x0: float,
-    center0: float,
-    runs: int,
-    seed: int,
-) -> dict[int, tuple[Sample, Sample]]:
+    method: Method, p: int, eta: float, times: Iterable[int], *, h: float, sigma: float, x0: float, center0: float,
+    runs: int, seed: int,
+) -> dict[int, tuple[Sample, Sample]]:  # fmt: skip
     """Samples of x~_t and of the averaged center z_t at each of the `times`, from rounds of p workers with tau = 1."""
     problem = quadratic(h, sigma, center0, runs, seed)
     start = problem.start()

@@ -27,8 +27,8 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """How a process finds the others of its group. `meeting`: the file in which they find each other, instead of a port;
-    `timeout`: seconds after which a collective fails that another process does not join.
+    """How a process finds the others of its group. `meeting`: the file in which they find each other, in place of a
+    port; `timeout`: seconds after which a collective fails that another process does not join.
     """
 
     rank: int

@@ -329,8 +329,8 @@ class ByHand:
             self.step(worker)
 
     def replay(self, order: Iterable[int], steps: int | None = None) -> None:
-        """Makes the exchanges in the recorded order. `steps`: of each worker, after which its closing exchange comes. Only
-        for a method whose workers exchange with the center, each by itself; raises TypeError for others.
+        """Makes the exchanges in the recorded order. `steps`: of each worker, after which its closing exchange comes.
+        Only for a method whose workers exchange with the center, each by itself; raises TypeError for others.
         """
         for worker in order:
             self.exchange(worker, steps)

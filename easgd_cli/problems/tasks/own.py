@@ -18,9 +18,7 @@ from easgd_cli.problems.tasks.base import Task, of_splits, tensor, without_ones
 
 
 class OwnLoss(Task):
-    """The mean over samples of `given(outputs, targets)`, which returns the mean of its batch, a tensor without
-    dimensions.
-    """
+    """The mean over samples of `given(outputs, targets)`, which returns its batch's mean, a 0-d tensor."""
 
     metrics: ClassVar[tuple[Metric, ...]] = of_splits("loss", "loss", "The loss, without the l2 term.", primary=True)
 

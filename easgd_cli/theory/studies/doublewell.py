@@ -24,9 +24,7 @@ _LOOK = 50  # rounds between looks at that
 
 
 def study(s: DoubleWell) -> Study:
-    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and from 64
-    places near it.
-    """
+    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and 64 places near it."""
     offsets = [(0.0, 0.0, 0.0), *product((-1.0, -1 / 3, 1 / 3, 1.0), repeat=3)]
     starts = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) + s.near * torch.tensor(offsets, dtype=torch.float64)
     rows: list[tuple[Cell, ...]] = []
@@ -36,21 +34,12 @@ def study(s: DoubleWell) -> Study:
         rows.append(_row(rho, synchronous, round_robin))
         for order, found in (("synchronous", synchronous), ("round robin", round_robin)):
             ends += [(rho, order, *begin, *end) for begin, end in zip(starts.tolist(), found.tolist(), strict=True)]
+    split, exact = ("s", "least_eigenvalue", "split_state"), ("exact_x1", "exact_x2", "exact_center")
     at = Table(
         "doublewell",
         f"f = (1 - x^2)^2 / 4, p = 2, eta={s.eta:g}, alpha = eta rho: the split state, and where EASGD ends "
         "that starts near (+1, -1), x~ = 0",
-        (
-            "rho",
-            "s",
-            "least_eigenvalue",
-            "split_state",
-            "synchronous_trapped",
-            "round_robin_trapped",
-            "exact_x1",
-            "exact_x2",
-            "exact_center",
-        ),
+        ("rho", *split, "synchronous_trapped", "round_robin_trapped", *exact),
         rows,
     )
     last = Table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ from easgd_cli.theory.family import FORMS, GAUSS_SEIDEL, JACOBI, PULL_THEN_STEP,
 from easgd_cli.theory.linear import Array
 from easgd_cli.theory.settings import Family
 from easgd_cli.theory.simulate import runs_affordable, synchronous
-from easgd_cli.theory.studies.study import Cell, Study, Table
+from easgd_cli.theory.studies.study import Cell, Study, Table, show
 
 _ALPHA = 1.5  # the maps show alpha between -1 and this
 # a simulation runs until the spectral radius to the power of 2t is this small: far below its standard error
@@ -29,9 +30,7 @@ _NONE = 1e-6  # an alpha this close to 0 is 0
 
 @dataclass(frozen=True)
 class _Maps:
-    """Of one form over eta h and beta: the alpha of the least spectral radius and that radius; the alpha of the least
-    variance and the radius there.
-    """
+    """Of one form over eta h and beta: the alpha of the least radius, that; of the least variance, the radius there."""
 
     fastest: Array
     radius: Array
@@ -138,27 +137,16 @@ def _optimum(form: Form, s: Family, unit: float) -> tuple[Cell, ...]:
     row: list[Cell] = [form.name]
     for differences in (False, s.p > 1):
         alpha = float(form.fastest(eta_h, beta, differences=differences))
-        row += (
-            [alpha, float(form.radius(eta_h, alpha, beta, differences=differences))]
-            if np.isfinite(alpha)
-            else [None, None]
-        )
+        there: list[Cell] = [alpha, float(form.radius(eta_h, alpha, beta, differences=differences))]
+        row += there if np.isfinite(alpha) else [None] * 2
     alpha = float(form.quietest(eta_h, beta))
-    if np.isfinite(alpha):
-        row += [
-            alpha,
-            unit * float(form.variance(eta_h, alpha, beta)),
-            float(form.radius(eta_h, alpha, beta, differences=s.p > 1)),
-        ]
-    else:
-        row += [None, None, None]
-    return tuple(row)
+    radius = float(form.radius(eta_h, alpha, beta, differences=s.p > 1))
+    there = [alpha, unit * float(form.variance(eta_h, alpha, beta)), radius]
+    return (*row, *(there if np.isfinite(alpha) else [None] * 3))
 
 
 def _simulated(s: Family, notes: list[str]) -> Table:
-    """The center's variance when it has settled, where the algorithms' own code can be asked: Jacobi and Gauss-Seidel
-    tie beta to p alpha.
-    """
+    """The settled variance of the center where the algorithms' code can be asked: two forms tie beta to p alpha."""
     asked: list[tuple[Form, float, float]] = [(JACOBI, s.beta / s.p, s.beta), (GAUSS_SEIDEL, s.beta / s.p, s.beta)]
     asked += [(PULL_THEN_STEP, alpha, s.beta) for alpha in s.alpha]
     rows: list[tuple[Cell, ...]] = []
@@ -182,12 +170,8 @@ def _simulated(s: Family, notes: list[str]) -> Table:
         variance = s.sigma**2 / (s.p * s.h**2) * float(form.variance(s.eta * s.h, alpha, beta))
         rows.append((form.name, alpha, rounds, variance, sample.variance, sample.deviations(0.0, variance)[1]))
     columns = ("form", "alpha", "rounds", "variance", "sample_variance", "variance_in_se")
-    return Table(
-        "simulated",
-        "The center's variance in simulated runs, and how many standard errors it lies from the limit",
-        columns,
-        rows,
-    )
+    title = "The center's variance in simulated runs, and how many standard errors it lies from the limit"
+    return Table("simulated", title, columns, rows)
 
 
 def _method(form: Form, alpha: float, beta: float, p: int) -> Method:
@@ -206,19 +190,10 @@ def _draw_rates(s: Family) -> Figure:
     for (left, right), form in zip(panels, FORMS, strict=True):
         radius = form.radius(eta, alpha, s.beta, differences=s.p > 1)
         variance = np.where(radius < 1, form.variance(eta, alpha, s.beta), np.nan)
-        first = left.imshow(
-            np.where(radius < 1, radius, np.nan),
-            origin="lower",
-            extent=extent,
-            vmin=0,
-            vmax=1,
-            cmap="viridis",
-            aspect="auto",
-        )
+        smooth: dict[str, Any] = {"interpolation": None, "cmap": "viridis"}
+        first = show(left, np.where(radius < 1, radius, np.nan), extent, vmin=0, vmax=1, **smooth)
         with np.errstate(divide="ignore"):
-            second = right.imshow(
-                np.log10(variance), origin="lower", extent=extent, vmin=-2, vmax=1, cmap="viridis", aspect="auto"
-            )
+            second = show(right, np.log10(variance), extent, vmin=-2, vmax=1, **smooth)
         if s.beta > 0:
             quiet = form.quietest(etas, s.beta)
             quiet = np.where(form.radius(etas, quiet, s.beta, differences=s.p > 1) < 1, quiet, np.nan)
@@ -267,15 +242,7 @@ def _draw_optimum(axis: Array, maps: Mapping[str, _Maps]) -> Figure:
 
 def _signed(axes: Axes, axis: Array, alpha: Array) -> AxesImage:
     axes.set_facecolor(picture.DIVERGENT)
-    image = axes.imshow(
-        alpha,
-        origin="lower",
-        extent=(0, 2, 0, 2),
-        norm=TwoSlopeNorm(0, vmin=-1, vmax=1.5),
-        cmap="PuOr_r",
-        interpolation="nearest",
-        aspect="equal",
-    )
+    image = show(axes, alpha, (0, 2, 0, 2), "equal", norm=TwoSlopeNorm(0, vmin=-1, vmax=1.5), cmap="PuOr_r")
     if np.nanmin(alpha) < -1e-3 < np.nanmax(alpha):
         axes.contour(axis, axis, np.clip(alpha, -0.1, 0.1), levels=[-1e-3], colors="black", linewidths=0.8)
     axes.set_xticks([0, 1, 2])

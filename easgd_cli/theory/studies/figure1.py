@@ -10,7 +10,7 @@ from easgd_cli import picture
 from easgd_cli.theory.linear import Array, spectral_radius
 from easgd_cli.theory.roundrobin import admm_round
 from easgd_cli.theory.settings import Figure1
-from easgd_cli.theory.studies.study import Study, Table
+from easgd_cli.theory.studies.study import Study, Table, show
 
 
 def study(s: Figure1) -> Study:
@@ -47,15 +47,7 @@ def _draw(s: Figure1, maps: dict[int, Array], etas: Array, rhos: Array) -> Figur
     every = np.concatenate([m.ravel() for m in maps.values()]) - 1
     norm = TwoSlopeNorm(0, vmin=min(float(every.min()), -1e-9), vmax=max(float(every.max()), 1e-9))
     for axes, (p, m) in zip(panels, maps.items(), strict=True):
-        image = axes.imshow(
-            m - 1,
-            origin="lower",
-            extent=(0, s.rho_max, 0, s.eta_max),
-            norm=norm,
-            cmap="PuOr_r",
-            interpolation="nearest",
-            aspect="auto",
-        )
+        image = show(axes, m - 1, (0, s.rho_max, 0, s.eta_max), norm=norm, cmap="PuOr_r")
         if m.min() < 1 < m.max():
             axes.contour(rhos, etas, m, levels=[1.0], colors="black", linewidths=0.8)
         axes.set_xlabel(r"penalty $\rho$")

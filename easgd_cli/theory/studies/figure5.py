@@ -11,7 +11,7 @@ from easgd_cli import picture
 from easgd_cli.theory import moments
 from easgd_cli.theory.linear import Array, Truth
 from easgd_cli.theory.settings import Figure5
-from easgd_cli.theory.studies.study import Cell, Study, Table
+from easgd_cli.theory.studies.study import Cell, Study, Table, show
 
 P = (1, 10, 100, 1000, 10_000)
 T = (1.0, 2.0, 10.0, 100.0, math.inf)
@@ -58,7 +58,6 @@ def _draw(s: Figure5, maps: dict[tuple[int, float], Array], stable: dict[int, Tr
     panels = figure.subplots(len(P), len(T), sharex=True, sharey=True)
     inside = np.concatenate([m[stable[p] & np.isfinite(m)] for (p, _), m in maps.items()])
     low, high = np.percentile(inside, [0.5, 99.5]) if inside.size else (-1.0, 1.0)
-    extent = (0.0, 2.0, 0.0, 2.0)
     eta, beta = np.meshgrid(axis, axis)
     edge = {p: moments.margin(p, eta, beta, s.h) for p in P}
     for row, p in enumerate(P):
@@ -66,16 +65,7 @@ def _draw(s: Figure5, maps: dict[tuple[int, float], Array], stable: dict[int, Tr
             axes = panels[row, column]
             axes.set_facecolor(picture.DIVERGENT)
             shown = np.where(np.isposinf(maps[p, t]), np.nan, np.maximum(maps[p, t], low))
-            image = axes.imshow(
-                shown,
-                origin="lower",
-                extent=extent,
-                vmin=low,
-                vmax=high,
-                cmap="viridis",
-                interpolation="nearest",
-                aspect="equal",
-            )
+            image = show(axes, shown, (0.0, 2.0, 0.0, 2.0), "equal", vmin=low, vmax=high, cmap="viridis")
             if edge[p].min() < 0 < edge[p].max():
                 axes.contour(
                     axis, axis, edge[p], levels=[0.0], colors="black" if math.isinf(t) else "white", linewidths=0.8

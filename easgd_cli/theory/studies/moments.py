@@ -1,6 +1,4 @@
-"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm's
-own runs.
-"""
+"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm."""
 
 from __future__ import annotations
 
@@ -20,6 +18,9 @@ from easgd_cli.theory.studies.study import Cell, Study, Table
 Samples = dict[int, tuple[Sample, Sample]]
 Point = tuple[int, float, float]  # p, eta, beta
 
+# columns
+_OF_CENTER = ("p", "eta", "beta", "t", "mean", "variance")
+_SAMPLED = ("sample_mean", "sample_variance", "mean_in_se", "variance_in_se")
 _LINES = 6  # as many points as a picture has colours for
 _LATEST = 10_000  # rounds shown in the picture
 _LARGEST = 1e30  # and of what diverges, values up to this
@@ -35,41 +36,17 @@ def study(s: Moments) -> Study:
         "moments",
         "The center x~_t, equations (15) and (16), and how many standard errors the sample of simulated runs "
         "lies from them",
-        (
-            "p",
-            "eta",
-            "beta",
-            "t",
-            "mean",
-            "variance",
-            "mse",
-            "sample_mean",
-            "sample_variance",
-            "mean_in_se",
-            "variance_in_se",
-        ),
+        (*_OF_CENTER, "mse", *_SAMPLED),
         [_row(s, point, t, samples[point]) for point in points for t in s.t],
-        unprinted=("sample_mean", "sample_variance"),
+        unprinted=_SAMPLED[:2],
     )
     averaged = Table(
         "averaged",
         "The averaged center z_t; of_bound: (t + 1) V z_t in units of the Fisher bound sigma^2 / (p h^2), "
         "which is its limit",
-        (
-            "p",
-            "eta",
-            "beta",
-            "t",
-            "mean",
-            "variance",
-            "of_bound",
-            "sample_mean",
-            "sample_variance",
-            "mean_in_se",
-            "variance_in_se",
-        ),
+        (*_OF_CENTER, "of_bound", *_SAMPLED),
         [_averaged_row(s, point, t, samples[point]) for point in points for t in finite[-1:]],
-        unprinted=("sample_mean", "sample_variance"),
+        unprinted=_SAMPLED[:2],
     )
     limits = Table(
         "limits",
@@ -77,13 +54,8 @@ def study(s: Moments) -> Study:
         ("p", "eta", "beta", "gamma", "phi", "radius", "stable", "variance", "p_mse", "corollary", "bound"),
         [_limit_row(s, point) for point in points],
     )
-    return Study(
-        "moments",
-        s,
-        [at, averaged, limits],
-        [*notes, *_findings(s, points, [at, averaged])],
-        {"moments": _draw(s, points[:_LINES], samples)},
-    )
+    findings = [*notes, *_findings(s, points, [at, averaged])]
+    return Study("moments", s, [at, averaged, limits], findings, {"moments": _draw(s, points[:_LINES], samples)})
 
 
 def _sampled(s: Moments, point: Point, times: list[int], notes: list[str]) -> Samples:
@@ -105,14 +77,8 @@ def _sampled(s: Moments, point: Point, times: list[int], notes: list[str]) -> Sa
 def _row(s: Moments, point: Point, t: float, samples: Samples) -> tuple[Cell, ...]:
     found = moments.center(t, *point, s.h, s.sigma, s.x0, s.center0)
     mean, variance = float(found.mean), float(found.variance)
-    return (
-        *point,
-        "inf" if math.isinf(t) else int(t),
-        mean,
-        variance,
-        float(found.mse),
-        *_agreement(samples[int(t)][0] if t in samples else None, mean, variance),
-    )
+    agreement = _agreement(samples[int(t)][0] if t in samples else None, mean, variance)
+    return (*point, "inf" if math.isinf(t) else int(t), mean, variance, float(found.mse), *agreement)
 
 
 def _averaged_row(s: Moments, point: Point, t: int, samples: Samples) -> tuple[Cell, ...]:
@@ -133,17 +99,9 @@ def _limit_row(s: Moments, point: Point) -> tuple[Cell, ...]:
     gamma, phi = (float(v) for v in moments.eigenvalues(*point, s.h))
     limit = moments.center(math.inf, *point, s.h, s.sigma, s.x0, s.center0)
     radius = max(abs(gamma), abs(phi), *([abs(1 - beta / p - eta * s.h)] if p > 1 else []))
-    return (
-        *point,
-        gamma,
-        phi,
-        radius,
-        "yes" if moments.stable(*point, s.h) else "no",
-        float(limit.variance),
-        p * float(limit.mse),
-        float(moments.corollary(eta, beta, s.h, s.sigma)),
-        float(moments.fisher(p, s.h, s.sigma)),
-    )
+    stable = "yes" if moments.stable(*point, s.h) else "no"
+    corollary, fisher = float(moments.corollary(eta, beta, s.h, s.sigma)), float(moments.fisher(p, s.h, s.sigma))
+    return (*point, gamma, phi, radius, stable, float(limit.variance), p * float(limit.mse), corollary, fisher)
 
 
 def _findings(s: Moments, points: Sequence[Point], tables: Sequence[Table]) -> list[str]:
@@ -182,23 +140,11 @@ def _draw(s: Moments, points: Sequence[Point], samples: dict[Point, Samples]) ->
         left.plot(shown, np.where(sampled < _LARGEST, sampled, np.nan), "o", color=colour, markersize=3.5)
         if s.sigma > 0 and point in steady:
             bound = float(moments.fisher(point[0], s.h, s.sigma))
-            right.plot(
-                times,
-                [
-                    (t + 1)
-                    * float(moments.averaged_center(int(t), *point, s.h, s.sigma, s.x0, s.center0).variance)
-                    / bound
-                    for t in times
-                ],
-                color=colour,
-            )
-            right.plot(
-                shown,
-                [(t + 1) * samples[point][t][1].variance / bound for t in shown],
-                "o",
-                color=colour,
-                markersize=3.5,
-            )
+            averaged = [moments.averaged_center(int(t), *point, s.h, s.sigma, s.x0, s.center0) for t in times]
+            lines = [(t + 1) * float(z.variance) / bound for t, z in zip(times, averaged, strict=True)]
+            right.plot(times, lines, color=colour)
+            dots = [(t + 1) * samples[point][t][1].variance / bound for t in shown]
+            right.plot(shown, dots, "o", color=colour, markersize=3.5)
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("rounds $t$")

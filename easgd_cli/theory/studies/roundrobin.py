@@ -13,7 +13,7 @@ from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.theory import roundrobin
 from easgd_cli.theory.linear import Array, spectral_radius
 from easgd_cli.theory.settings import RoundRobin
-from easgd_cli.theory.studies.study import Study, Table
+from easgd_cli.theory.studies.study import Cell, Study, Table, show
 from easgd_cli.training.drive import ByHand
 
 _WORKERS = (1, 2, 3, 4, 5, 8)  # the condition is checked for
@@ -23,9 +23,7 @@ _CHECKED = 500  # rounds of the algorithm's own code beside the matrices
 
 
 def study(s: RoundRobin) -> Study:
-    """Radii at (eta, rho), the condition of EASGD on a grid over (eta, alpha), and the norm of both states over the
-    rounds.
-    """
+    """Radii at (eta, rho), EASGD's condition on a grid over (eta, alpha), and the norm of both states over time."""
     alpha = s.eta * s.rho if s.alpha is None else s.alpha
     easgd, admm = roundrobin.easgd_round(s.p, s.eta, alpha), roundrobin.admm_round(s.p, s.eta, s.rho)
     radii = {"EASGD": float(spectral_radius(easgd)), "ADMM": float(spectral_radius(admm))}
@@ -64,28 +62,17 @@ def _condition(eta: Array, alpha: Array, composites: dict[int, Array]) -> Table:
     """EASGD's condition at every point of the grid, against the eigenvalues of one map and of a round of p."""
     condition = roundrobin.easgd_condition(eta, alpha)
     one_map = spectral_radius(roundrobin.easgd_map(0, 1, eta, alpha)) <= 1 + _ROUNDING
+    rows: list[tuple[Cell, ...]] = []
+    for p, composite in composites.items():
+        unstable, stable = condition & (composite > 1 + _ROUNDING), ~condition & (composite < 1)
+        counted = (condition, condition != one_map, unstable, stable)
+        rows.append((p, condition.size, *(int(places.sum()) for places in counted)))
+    against_a_round = ("holds_but_round_unstable", "fails_but_round_stable")
     return Table(
         "condition",
         "Round-robin EASGD on the grid: 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta)/(4 - eta), against eigenvalues",
-        (
-            "p",
-            "points",
-            "condition_holds",
-            "single_map_disagrees",
-            "holds_but_round_unstable",
-            "fails_but_round_stable",
-        ),
-        [
-            (
-                p,
-                condition.size,
-                int(condition.sum()),
-                int((condition != one_map).sum()),
-                int((condition & (composite > 1 + _ROUNDING)).sum()),
-                int((~condition & (composite < 1)).sum()),
-            )
-            for p, composite in composites.items()
-        ],
+        ("p", "points", "condition_holds", "single_map_disagrees", *against_a_round),
+        rows,
     )
 
 
@@ -109,45 +96,27 @@ def _findings(s: RoundRobin, alpha: float, radii: dict[str, float], easgd: Array
 
 def _norms(s: RoundRobin, over_time: dict[str, Array]) -> Table:
     times = np.unique(np.geomspace(1, s.rounds + 1, 400).astype(int)) - 1
-    return Table(
-        "norms",
-        "norm of the state",
-        ("round", *over_time),
-        [(int(k), *(float(n[k]) for n in over_time.values())) for k in times],
-    )
+    rows = [(int(k), *(float(n[k]) for n in over_time.values())) for k in times]
+    return Table("norms", "norm of the state", ("round", *over_time), rows)
 
 
 def _map(eta: Array, alpha: Array, radius: Array) -> Table:
-    return Table(
-        "maps",
-        "spectral radius of a round of EASGD",
-        ("eta", "alpha", "radius"),
-        [
-            (float(f"{e:.9g}"), float(f"{a:.9g}"), float(v))
-            for e, a, v in zip(eta.flat, alpha.flat, radius.flat, strict=True)
-        ],
-    )
+    places = zip(eta.flat, alpha.flat, radius.flat, strict=True)
+    rows: list[tuple[Cell, ...]] = [(float(f"{e:.9g}"), float(f"{a:.9g}"), float(v)) for e, a, v in places]
+    return Table("maps", "spectral radius of a round of EASGD", ("eta", "alpha", "radius"), rows)
 
 
 def _difference(s: RoundRobin, alpha: float, step: Array) -> float:
-    """Greatest difference between the algorithm's state and the matrix's after some rounds, relative to the state's
-    norm.
-    """
+    """Greatest difference of the algorithm's state and the matrix's after some rounds, relative to the norm."""
 
     def gradient(x: torch.Tensor, worker: int, t: int, out: torch.Tensor) -> None:
         out.copy_(x)
 
     problem = FunctionProblem(torch.ones(1, dtype=torch.float64), gradient)
     begins = np.append(np.linspace(-1, 2, s.p), 1.0)  # not all the same: every mode takes part
-    run = ByHand(
-        EASGD(alpha=alpha),
-        problem,
-        workers=s.p,
-        tau=1,
-        schedule=Constant(s.eta),
-        start=problem.start(),
-        starts=[torch.full((1,), float(b), dtype=torch.float64) for b in begins[:-1]],
-    )
+    starts = [torch.full((1,), float(b), dtype=torch.float64) for b in begins[:-1]]
+    schedule, start = Constant(s.eta), problem.start()
+    run = ByHand(EASGD(alpha=alpha), problem, workers=s.p, tau=1, schedule=schedule, start=start, starts=starts)
     rounds = min(s.rounds, _CHECKED)
     for _ in range(rounds):
         for worker in range(s.p):
@@ -162,16 +131,7 @@ def _draw(
 ) -> Figure:
     figure = picture.new(picture.WIDTH, 2.9)
     left, right = figure.subplots(1, 2)
-    image = left.imshow(
-        np.log10(composites[s.p]),
-        origin="lower",
-        extent=(0, 1.5, 0, 2.5),
-        vmin=-0.6,
-        vmax=0.6,
-        cmap="PuOr_r",
-        interpolation="nearest",
-        aspect="auto",
-    )
+    image = show(left, np.log10(composites[s.p]), (0, 1.5, 0, 2.5), vmin=-0.6, vmax=0.6, cmap="PuOr_r")
     eta = np.linspace(0, 2, 200)
     left.plot((4 - 2 * eta) / (4 - eta), eta, color=picture.BLACK, linewidth=1, label="every single map")
     for p, colour, dashes in ((2, picture.GREEN, "--"), (4, picture.BLUE, ":")):

@@ -5,38 +5,37 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from easgd_cli import picture
 from easgd_cli.system import files
+from easgd_cli.theory.linear import Array
 
 Cell = float | int | str | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under their columns' names; None where there is nothing to say, inf where something diverges. `_in_se`: in
-    standard errors.
-    """
+    """Rows under columns' names; None: nothing to say, inf: it diverges. `_in_se`: in standard errors."""
 
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     unprinted: tuple[str, ...] = ()  # columns that are only written
 
 
 @dataclass(frozen=True)
 class Study:
-    """`tables` are printed and written, `grids` (the numbers behind the maps) only written; `findings` are
-    sentences.
-    """
+    """`tables` are printed and written, `grids`, the numbers behind the maps, only written; `findings`: sentences."""
 
     name: str
     settings: Any
@@ -71,6 +70,14 @@ class Study:
             for suffix in ("png", "svg"):
                 put(f"{name}.{suffix}", partial(picture.save, figure))
         return written
+
+
+def show(
+    axes: Axes, values: Array, extent: tuple[float, float, float, float], aspect: Literal["auto", "equal"] = "auto",
+    interpolation: str | None = "nearest", **scale: Any,
+) -> AxesImage:  # fmt: skip
+    """`values` [n, m] as colours over `extent`, their first row below."""
+    return axes.imshow(values, extent=extent, origin="lower", aspect=aspect, interpolation=interpolation, **scale)
 
 
 def _write_csv(table: Table, path: Path) -> None:
