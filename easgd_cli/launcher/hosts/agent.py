@@ -63,7 +63,7 @@ class Agent:
         self._host: Workplace | None = None
         self._filled: dict[ProcessName, PartyThread] = {}
         self._door: Door | None = None  # where workers' sessions with masters of this host come in
-        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of this host, of measured links
+        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # this host's ends of measured links
         self._vectors: dict[int, SharedTensors] = {}  # of measured sessions, by their numbers
 
     def _connect(self, wait: float) -> socket.socket:

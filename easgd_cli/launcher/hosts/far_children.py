@@ -168,7 +168,7 @@ class FarChildren(Children):
                 self._homeless.remove(party)
             elif isinstance(party, int) and not all_there:
                 break
-            elif (ticket := self._gate.assign(party)) is not None:  # the next may find room where this one does not
+            elif (ticket := self._gate.assign(party)) is not None:  # the next party may find room
                 self._tickets[party] = ticket
                 self._homeless.remove(party)
                 self._called.add(party)

@@ -173,7 +173,7 @@ class StandInStart:
             "worker": link.worker, "life": life, "seen": astuple(start.seen),
             "interval": None if interval is None else astuple(interval),
         }  # fmt: skip
-        again = len(link.further) == masters - 1  # not where a master elsewhere has seen it begin and end
+        again = len(link.further) == masters - 1  # not where a master elsewhere has seen the worker begin
         link = replace(link, further=link.further[: masters - 1], entries=entries)
         held = {"": link.memory}
         if (replica := link.replica) is not None:

@@ -83,7 +83,7 @@ class InitialState:
             links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
-            if self._method.variables:  # its distance to the center is 0 in fragments without a reply so far
+            if self._method.variables:  # so the distance to the center is 0 in fragments without a reply so far
                 link.memory["reply"].copy_(vectors["x"])
             for name, v in vectors.items():
                 link.memory[name].copy_(v)

@@ -32,7 +32,7 @@ def make_ready() -> None:
     def received(*socket_and_size: Any) -> Any:
         try:
             return receive(*socket_and_size)
-        except EOFError as e:  # this error would end the server; after the next one it goes on
+        except EOFError as e:  # would end the server, unlike the error that is raised in its place
             raise ConnectionAbortedError(errno.ECONNABORTED, "whoever asked for a process has ended") from e
 
     def serve_one(child_r: int, fds: list[int], *more: Any) -> Any:
