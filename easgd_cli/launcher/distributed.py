@@ -249,9 +249,9 @@ def _check_slices(experiment: Experiment) -> None:
 
 @contextmanager
 def announced(launcher: object) -> Iterator[None]:
-    """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find its
-    address. It begins before data are loaded: the others call, and wait as long as somebody listens. Raises UsageError
-    and RunError.
+    """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find the
+    run's address. It is entered before data are loaded: the others call, and wait as long as somebody listens. Raises
+    UsageError and RunError.
     """
     world = started_together()
     if world is None or not isinstance(launcher, Distributed):

@@ -37,7 +37,7 @@ def checked_for(launcher: str) -> Iterator[None]:
 
 def check_sweep(jobs: Sequence[Settings], at_once: str, plugins: tuple[str, str], tasks: int) -> None:
     """Raises UsageError where hosts could not stay from one of these jobs to the next, or could not join. `plugins`:
-    Hydra's launcher and sweeper; `tasks`: of SLURM's, in a job.
+    Hydra's launcher and sweeper; `tasks`: how many tasks of SLURM's a job has.
     """
     if plugins[0] == _SLURM:
         _check_tasks(jobs, tasks)

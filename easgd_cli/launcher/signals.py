@@ -14,7 +14,7 @@ _listening: list[Signals] = []
 
 
 def interrupt() -> bool:
-    """Has every launcher that listens in this process, in any thread, find a SIGINT; returns whether there was one."""
+    """Has every launcher that listens in this process, in any thread, find a SIGINT; returns whether any listens."""
     for signals in list(_listening):
         signals.note(signal.SIGINT)
     return bool(_listening)

@@ -20,7 +20,7 @@ from easgd_cli.transport.connection import Refused, answer, call, read_exactly
 from easgd_cli.transport.meeting import Meeting
 
 CALLER = struct.Struct("<BxxxIQ")  # a role, a number and a ticket (Role)
-LIFE = 16  # in a session's ticket: the master's place below this bit, the worker's life (1, 2, ...) above
+LIFE = 16  # in a session's ticket: the master's place below this bit, the worker's life (1 + its losses) above
 CONNECT_SECONDS = 10.0  # for one attempt to connect
 HELLO_SECONDS = 5.0  # for a caller to prove that it knows the secret
 _MOST_STRANGERS = 64  # connections at a time whose callers have not proved it yet

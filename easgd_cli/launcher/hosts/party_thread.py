@@ -101,7 +101,7 @@ class PartyThread(threading.Thread):
                 child.close()
 
     def _pass_on(self, child: Child, log: AnonymousFile) -> bool:
-        """Sends the process's messages and log to its stand-in until it has ended. Returns whether it was done."""
+        """Sends the process's messages and log to the stand-in until the process ends. Returns whether it was done."""
         connection, done, read, looked = self.connection, False, 0, 0.0
         while not self._leaves.is_set():
             ended = child.process.ended

@@ -145,10 +145,10 @@ class OfMaster:
 @dataclass(frozen=True)
 class StandInStart:
     """What a stand-in begins with. `sessions`: makes the party's; `begin`: what the party begins with, as plain data;
-    `held`: the party's vectors, in each of which the key is put before the name; `most`: the most bytes of vectors that
-    the party sends at once; `wait`: seconds in which a host has to be found, and `where`, the sentence for when none
-    is; `turns`: common to all stand-ins; `words`: what the party's host may say; `again`: whether another host may have
-    the party where its host is lost before it begins.
+    `held`: the party's vectors, with a key that is put before their names; `most`: the most bytes of vectors that the
+    party sends at once; `wait`: seconds in which a host has to be found, and `where`, the sentence for when none is;
+    `turns`: common to all stand-ins; `words`: what the party's host may say; `again`: whether another host may have the
+    party where its host is lost before the party begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]

@@ -20,7 +20,7 @@ LinkFigures = tuple[int, int, int, float | None]
 
 
 class Workplace:
-    """What workers and masters of one host share. `cannot`: tells the first host why that with a ticket cannot come."""
+    """What workers and masters of a host share. `cannot`: tells the first host why a ticket's process cannot begin."""
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, silence: float,

@@ -37,9 +37,7 @@ _AGAIN_SECONDS = 0.2  # between two looks at a file
 
 @dataclass(frozen=True)
 class World(ABC):
-    """The place of this process among those started together: `rank` of `size`, and `local_rank` of `local_size` on
-    this host.
-    """
+    """This process's place among those started together: `rank` of `size`, here `local_rank` of `local_size`."""
 
     rank: int
     size: int

@@ -50,9 +50,7 @@ class Children(dict[ProcessName, Child]):
             self.tell(party, {"kind": "start", "began": self.began})
 
     def start_when_possible(self, party: ProcessName, start: Callable[[], None]) -> None:
-        """Calls `start` once a process can be forked at once: the launcher does not wait for a server that imports
-        torch.
-        """
+        """Calls `start` once a process can be forked at once, so as not to wait for a server that imports torch."""
         self._due[party] = start
         self.start_due()
 

@@ -283,8 +283,8 @@ class Process:
 
 
 def _start() -> Server:
-    """Starts a server. multiprocessing settles the program's start method by that, for data that the server is not
-    sent; the method is unsettled again.
+    """Starts a server. multiprocessing then asks for the program's start method, and so settles it, for data that the
+    server is not sent; that is undone.
     """
     _server.set_forkserver_preload(_PRELOAD)
     default: Any = context._default_context

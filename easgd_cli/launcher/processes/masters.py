@@ -69,7 +69,7 @@ class Masters:
         return places
 
     def hear(self, place: int, message: dict[str, Any], tensors: SharedTensors | None) -> Iterator[Said]:
-        """Takes a message of one master. Yields what all masters have said by now, as messages of one."""
+        """Takes a message of one master. Yields the messages that can be passed on by now, as those of one master."""
         if message["kind"] in ("served", "order"):
             self.heard[place] += len(message["workers"])
         if self._marked or message.get("purpose") != "checkpoint" or len(self._said) == 1:

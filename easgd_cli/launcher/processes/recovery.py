@@ -44,7 +44,7 @@ class Recovery:
                 link.close_memory()
 
     def row(self, worker: int, row: dict[str, Any]) -> None:
-        """Keeps what the worker has said last."""
+        """Keeps the worker's last row."""
         self._rows[worker] = row
 
     def worker(self, worker: int, t: int) -> None:

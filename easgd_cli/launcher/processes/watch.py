@@ -40,7 +40,7 @@ class Watch:
             self._standstill.heard(party, time.monotonic())
 
     def look(self, waiting: Collection[ProcessName]) -> None:
-        """Tells the supervisor which processes stand still, `waiting` ones apart; wakes those whose fault is over."""
+        """Tells the supervisor which processes but the `waiting` ones stand still; wakes those whose fault is over."""
         now = time.monotonic()
         if self._standstill.due(now):
             self._tell(waiting, now)
