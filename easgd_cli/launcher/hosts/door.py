@@ -1,5 +1,5 @@
-"""Where a host of a run listens. Nothing is read from a caller before it has proved that it knows the run's secret; a
-caller that cannot loses its own connection and disturbs no other.
+"""Where a host of a run listens. A caller first has to prove that it knows the run's secret; one that cannot loses its
+own connection and disturbs no other.
 """
 
 from __future__ import annotations
