@@ -118,9 +118,7 @@ def with_search_path(arguments: Arguments) -> Arguments:
 
 
 def of_one_run(words: Sequence[str], command: str) -> Arguments:
-    """Parses the settings of one run, for a `command` other than easgd train. Raises UsageError for sweeps and for
-    options that only print, which easgd train alone takes.
-    """
+    """Parses settings for a `command` other than easgd train: one run, nothing that only prints. Raises UsageError."""
     asked = with_search_path(parse(words))
     if asked.show or asked.multirun:
         raise UsageError(
@@ -135,9 +133,7 @@ def of_one_run(words: Sequence[str], command: str) -> Arguments:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parses the overrides as Hydra does. Raises UsageError for an override that Hydra cannot read, and for one that
-    Hydra accepts in a sense that no user can have meant.
-    """
+    """Parses overrides as Hydra does. Raises UsageError also for those that Hydra reads, but no user can mean."""
     parser, parsed = OverridesParser.create(), dict[str, Override]()
     for line in overrides:
         key, equals, value = line.partition("=")

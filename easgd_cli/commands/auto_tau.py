@@ -53,9 +53,7 @@ class Probe:
 
 
 def check(s: Settings, rules: Method) -> None:
-    """With tau=auto, raises UsageError for a method that is defined for one period only, and where torchrun or SLURM
-    has started the processes, which take part in one run only.
-    """
+    """With tau=auto, raises UsageError for a method of one fixed period, and for processes of torchrun's or SLURM's."""
     if s.auto.tau:
         distributed_sweep.refuse_several(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
     if s.auto.tau and not rules.alone:

@@ -50,9 +50,7 @@ def main(words: Sequence[str], commands: Sequence[str]) -> int:
 
 
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
-    """Returns whether users write this setting: never a maker's `target`, and a `name` only where the option chosen in
-    `words` has one to set.
-    """
+    """Returns whether users write this setting: no `target`, and a `name` only where the chosen option has one."""
     group, _, key = offered.removesuffix("=").rpartition(".")
     if key in ("target", "_target_") or offered.startswith("tuning"):  # tuning follows from method and data set
         return False

@@ -106,7 +106,7 @@ def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     for dataset, methods in table.items():
         of_steps = steps | methods.get("local", {})
         for method in sorted({*methods, *same_as} - {"all", "local"}):
-            own = methods.get(method, {})  # overrides the row that it shares with another method
+            own = methods.get(method, {})  # goes over a row that it shares with another method
             rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)] | own
         for step, row in of_steps.items():
             rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row

@@ -56,9 +56,7 @@ def checked(path: Path, lines: Mapping[str, str]) -> Path:
 
 
 def changes(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns `values`. With a new length among them, the lengths in other units become None: the new one replaces the
-    old one, whatever its unit.
-    """
+    """Returns `values`; with a new length, those in other units become None, since the new one replaces the old one."""
     return dict.fromkeys(_LENGTH) | values if any(values.get(k) is not None for k in _LENGTH) else values
 
 
@@ -79,7 +77,7 @@ def run(
     outline, launcher = single_run.checked(settings)
     launcher = around(settings, launcher)
     _refuse_another_length(asked.given, settings, before)
-    with run_directory.held(path):  # refuses a run that another process is changing, before anything is said of it
+    with run_directory.held(path):  # before anything is said: refuses a run that another process is changing
         left = _nothing_left(path, settings, doubts)
     if left is not None:
         return left
@@ -89,9 +87,7 @@ def run(
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError for another length where the schedule depends on the length: with the new one, the steps
-    already taken would have had other rates.
-    """
+    """Raises UsageError for a new length that the schedule depends on: the steps taken would have had other rates."""
     [(unit, many)] = schema.length(now).items()
     if schema.length(now) != schema.length(before) and build.follows_the_length(now):
         [(old_unit, old)] = schema.length(before).items()

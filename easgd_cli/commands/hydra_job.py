@@ -44,7 +44,7 @@ def run(job: Composed, path: Path, task: Callable[[], Outcome]) -> Outcome:
     def task_function(_: DictConfig) -> None:
         try:
             ended.append(task())
-        except Exception as e:  # Hydra would store it and not raise it
+        except Exception as e:  # Hydra would not raise it
             ended.append(e)
 
     config, name = job.config, job.config.hydra.job.config_name

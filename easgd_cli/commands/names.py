@@ -123,9 +123,7 @@ def section(written: str, key: str, kind: Any) -> str:
 
 
 def written_as(key: str, overrides: Sequence[str]) -> str:
-    """Returns the override that set `key`, a setting in it or its section, as the user wrote it; `key` where a file has
-    set it.
-    """
+    """Returns the override that set `key`, a setting in it or its section; `key` itself where a file has set it."""
     for line in reversed(overrides):
         name = line.partition("=")[0].lstrip("+~")
         if name == key or name.startswith(key + ".") or (key.startswith(name + ".") and name not in GROUPS):

@@ -10,9 +10,7 @@ from easgd_cli.system import files
 
 
 def directory(out: Path, given: bool = True) -> Path:
-    """Returns `out`, created where it is missing. Raises UsageError where nothing can be written in it, and where it is
-    a link that the user has not `given`.
-    """
+    """Returns `out`, created if missing. Raises UsageError if it is not writable, or a link that is not `given`."""
     if out.is_symlink() and not given:
         raise UsageError(f"{out}: is a link, and nothing is written through one; say where with --out DIR.")
     try:

@@ -47,7 +47,7 @@ def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:
     if group == "dataset":
         node |= {key: value for key, value in OF_DATA.items() if key not in parameters}
     unused: list[str] = []
-    if group == "problem":  # a data set or net that it does not ask for is to be none, and so bring no learning rate
+    if group == "problem":  # unasked for, data set and net are set to none, and so bring no learning rate
         wanted = {"dataset": build.DATA, "model": {"model"}}
         unused = [other for other, asked in wanted.items() if not asked & parameters.keys()]
     return node, unused

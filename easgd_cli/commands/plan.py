@@ -268,9 +268,7 @@ def _axes(overrides: Sequence[Override]) -> Axes:
 
 
 def _first(axes: Axes, composed: Compose) -> Composed | None:
-    """Returns the first combination that composes. It stands for all where Hydra's own settings are asked for, since
-    these are the same in all.
-    """
+    """Returns the first combination that composes, to read Hydra's own settings from: they are the same in all."""
     for words in itertools.islice(itertools.product(*axes.values()), 64):
         try:
             return composed(words)

@@ -30,9 +30,7 @@ _OPTION = "launcher"  # may be given, too, where it names a virtual cluster
 
 
 def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
-    """Goes through the run of `source` again, and prints whether its center is the recorded one. Raises UsageError and
-    RunError.
-    """
+    """Replays the run of `source`; prints whether its center is the recorded one. Raises UsageError and RunError."""
     given = f"replay={source}"
     others = _others(given, asked, overrides)
     source = _directory(given, source)

@@ -216,9 +216,7 @@ def _level(text: str, value: str) -> float:
 
 
 def _show(t: ResultTable) -> None:
-    """Prints the table, a line for each row: on a narrow terminal lines run over, and cells stay whole. On a terminal
-    headings take several lines.
-    """
+    """Prints the table. On a narrow terminal rows run over, cells stay whole, and headings are wrapped."""
     from rich.table import Table as Drawn
     from rich.text import Text
 
@@ -264,9 +262,7 @@ def _write(
 
 
 def _remove_earlier(out: Path, name: str) -> None:
-    """Removes the figure `name` of an earlier report, which this one does not draw. A file that the earlier page does
-    not show is not from a report, and stays.
-    """
+    """Removes a figure of an earlier report that this one does not draw. A file that the earlier page lacks stays."""
     from easgd_cli.record import reader
     from easgd_cli.reports import page
 

@@ -114,7 +114,7 @@ def launch(
 
         def discard() -> None:
             for directory in made:
-                if not (directory / "summary.json").exists():  # it says that a run has begun there
+                if not (directory / "summary.json").exists():  # this file says that a run has begun
                     run_directory.discard(directory, above)
 
         with interruption.undone_by(discard), ExitStack() as holding:

@@ -156,7 +156,7 @@ class _Jobs:
         if said.status == FAILED and said.path is None and job is not None:  # the job could not record that itself
             path = self._directories[name].path
             job_directory.leave_failure(path, job.settings, own(job.words), said.reason or "no reason is known")
-        # else it is told of again, with its value
+        # else the job is told of again, once its value is known
         if objective is None or said.objective is not None or said.status not in run_directory.ENDED:
             self._file.note(name, said)
             self.view.ended(title, said.status, line(said, objective))
@@ -191,9 +191,7 @@ def _summary(said: JobStatus) -> dict[str, Any]:
 
 
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
-    """Prints which job of this sweep, jobs of earlier starts included, has the smallest value. Returns it for
-    sweep.json, or None where no job has a value.
-    """
+    """Prints which job of this sweep, earlier starts included, has the smallest value; returns it, or None."""
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
     judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
     measured = {name: s.value for name, s in judged.items() if s.value is not None}
@@ -215,9 +213,7 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
 
 
 def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
-    """Writes for TensorBoard the sweep's command, and what the HParams tab compares: these jobs and those of earlier
-    starts.
-    """
+    """Writes for TensorBoard the sweep's command, and its jobs, also of earlier starts, for the HParams tab."""
     from easgd_cli.record.initial_record import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 

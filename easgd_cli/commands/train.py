@@ -140,9 +140,7 @@ def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | Non
 
 
 def _followed(started: World, path: Path) -> int:
-    """Takes part in the run that goes on in `path`. Returns 0 where that run has ended, so that no process listens any
-    more. Raises UsageError and RunError.
-    """
+    """Takes part in the run in `path`. Returns 0 if it has ended already. Raises UsageError and RunError."""
     try:
         return join.follow(started)
     except RunError:

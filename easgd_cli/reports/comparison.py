@@ -115,8 +115,8 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Returns the seconds of the baseline to the level over those of `c`. None where their tasks or clocks differ,
-        or a run of either did not reach the level.
+        """Returns the baseline's seconds to the level over those of `c`. None where their tasks or clocks differ, or a
+        run of either did not reach the level.
         """
         if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
@@ -160,9 +160,7 @@ def compare(
 
 
 def _without_unused(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs, with None for each symbol in which they differ and that the run's own method and schedule do
-    not use.
-    """
+    """Returns the runs, with None for symbols that differ between runs and that the run itself does not use."""
     differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
     if not differing:
         return list(runs)

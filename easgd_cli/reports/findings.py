@@ -69,9 +69,7 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Says, for configurations that differ in workers only, how much sooner more workers than the fewest reach the
-    hardest level that both reach.
-    """
+    """Says how much sooner more workers are than the fewest, all else equal, at the hardest level that both reached."""
     if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]

@@ -186,9 +186,7 @@ def _last_second(run: Run) -> float | None:
 
 
 def shown(s: Spread | None) -> str:
-    """Returns a text such as `3.21 ± 0.05`, the deviation with two digits and the mean as fine; with `(2 of 3)` where a
-    value is missing.
-    """
+    """Returns `3.21 ± 0.05`, the deviation with two digits and the mean as fine; `(2 of 3)` if values are missing."""
     if s is None:
         return "-"
     few = f" ({s.n} of {s.of})" if s.n < s.of else ""
