@@ -1,4 +1,4 @@
-"""The command line of `easgd train`: options in any order, and overrides; mistakes that Hydra lets pass are refused."""
+"""Parses the command line of `easgd train`, options and overrides in any order; refuses mistakes that Hydra accepts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from easgd_cli.commands.configs import GROUPS
 from easgd_cli.errors import UsageError
 from easgd_cli.settings.overrides import quote as quote
 
-# Values that are paths or lists of devices hold = and , of their own; people write them without quotes.
+# Settings whose values are paths or lists of devices: these may contain = and , and users write them without quotes.
 PATHS = ("resume", "replay", "init", "dataset.root", "hydra.run.dir", "hydra.sweep.dir")
 _LISTS = ("device",)
-_TEXTS = ("report",)  # one value, whatever is in it
+_TEXTS = ("report",)  # one value, whatever characters are in it
 
-_SWEPT = "hydra.sweeper.params"  # where Hydra keeps the values of a sweep
+_SWEPT = "hydra.sweeper.params"  # Hydra's section for the values of a sweep
 
-_DEEPEST = 20  # brackets in a value, as in config.yaml
+_DEEPEST = 20  # the most levels of brackets in a value, as in a run's config.yaml
 
 ROOT = "config"  # the configuration that settings are composed from unless --config-name names another
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What was asked for. `overrides`: in Hydra's grammar; `show`: options of Hydra's that only print."""
+    """A parsed command line. `overrides`: in Hydra's grammar; `show`: those of Hydra's options that only print."""
 
     overrides: list[str]
     multirun: bool
@@ -70,7 +70,7 @@ OPTIONS = sorted(["--help", *_parser().long_options()])
 
 
 def parse(argv: Sequence[str]) -> Arguments:
-    """Options before, between or after the overrides. Raises UsageError."""
+    """Parses `argv`, with options before, between or after the overrides. Raises UsageError."""
     found, unknown = _parser().parse_known_intermixed_args(argv)
     if option := next((word for word in unknown if word.startswith("-")), None):
         name = option.lstrip("-").partition("=")[0]
@@ -97,13 +97,15 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def _depth(word: str) -> int:
-    """How deep its brackets are nested."""
+    """Returns how deep the brackets in `word` are nested."""
     opened = itertools.accumulate((c in "[{(") - (c in "]})") for c in word)
     return max(opened, default=0)
 
 
 def with_search_path(arguments: Arguments) -> Arguments:
-    """`--config-dir` as the setting of Hydra's that does the same, so that composing here and in Hydra agree."""
+    """Returns `arguments` with --config-dir written as hydra.searchpath=, so that composing here and in Hydra's own
+    program finds the same files. Raises UsageError where both are given.
+    """
     if arguments.config_dir is None:
         return arguments
     if any(o.startswith("hydra.searchpath=") for o in arguments.overrides):
@@ -116,7 +118,7 @@ def with_search_path(arguments: Arguments) -> Arguments:
 
 
 def of_one_run(words: Sequence[str], command: str) -> Arguments:
-    """The settings of one run, for a `command` other than easgd train. Raises UsageError for what only that takes."""
+    """Parses settings for a `command` other than easgd train: one run, nothing that only prints. Raises UsageError."""
     asked = with_search_path(parse(words))
     if asked.show or asked.multirun:
         raise UsageError(
@@ -131,7 +133,7 @@ def of_one_run(words: Sequence[str], command: str) -> Arguments:
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them, without those it accepts and a user cannot have meant. Raises UsageError."""
+    """Parses overrides as Hydra does. Raises UsageError also for those that Hydra reads, but no user can mean."""
     parser, parsed = OverridesParser.create(), dict[str, Override]()
     for line in overrides:
         key, equals, value = line.partition("=")
@@ -155,7 +157,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def _not_meant(override: Override, key: str, value: str) -> str | None:
-    """What is wrong with an override that Hydra accepts."""
+    """Returns what is wrong with an override that Hydra accepts, or None."""
     name = override.key_or_group
     if override.package is not None:
         return f"every group has its place; write {name}={value} without the @"
@@ -174,31 +176,31 @@ def _not_meant(override: Override, key: str, value: str) -> str | None:
 
 
 def directory(override: Override | None) -> Path | None:
-    """The directory that `resume` or `replay` names, as written; None: not given, or null. Raises UsageError."""
+    """Returns the directory that `resume` or `replay` names, as written; None without one. Raises UsageError."""
     written = None if override is None else override.value()
     if override is None or written is None:
         return None
     if written == "":
         key = override.key_or_group
         raise UsageError(f"{override.input_line}: names no directory; write {key}=RUN_DIR, such as {key}=runs/my_run.")
-    # 123 is read as a number
+    # Hydra reads the directory name 123 as a number
     return Path(written if isinstance(written, str) else str(override.input_line).partition("=")[2])
 
 
 def run_dir(path: Path) -> str:
-    """The override that makes `path` a run's directory, in quotes only where `parse` would not give it any."""
+    """Returns the override for `path` as a run's directory, quoted if need be; `parse` quotes for = and , itself."""
     plain = re.fullmatch(r"[\w./=,-]+", str(path), re.ASCII)
     return f"hydra.run.dir={path if plain else quote(str(path))}"
 
 
 def _as_meant(line: str) -> list[str]:
-    """`line` without what Hydra's grammar tells apart and settings do not: +, ++ and ~, and values of a sweep under
-    hydra.sweeper.params.
+    """Returns the overrides that `line` stands for. easgd's settings need no + or ++ to be added, so these are dropped;
+    ~ becomes null. Values of a sweep under hydra.sweeper.params become overrides of their own.
     """
     key, _, value = line.partition("=")
     name = key.lstrip("+~")
     if line == "experiment=null" or (key.startswith("~") and (name == "experiment" or name.startswith("hydra/"))):
-        return []  # of these a run has none unless one is given
+        return []  # nothing to remove: these have no option of their own unless one is given
     if not name.startswith("hydra"):
         return [f"{name}=null" if key.startswith("~") else f"{name}{line[len(key) :]}"]
     _, is_swept, swept = name.partition(_SWEPT)

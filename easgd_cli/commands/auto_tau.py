@@ -1,8 +1,8 @@
 """tau=auto: short runs of the same configuration measure what an exchange costs, and the period follows from that.
 
 A worker computes for c seconds a step and waits for w seconds at an exchange. With an exchange every tau steps it waits
-for the share w / (tau c + w) of its time. The period is the smallest that keeps this share within auto.share: a longer
-one spares little, and workers drift apart for it.
+for the share w / (tau c + w) of its time. tau is the smallest period that keeps this share within auto.share: a longer
+period saves little time and lets workers drift further apart.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from easgd_cli.settings.schema import Auto, Settings
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
 
-_LEAST_STEPS, _LEAST_PERIODS = 20, 4  # of a probe on a virtual clock
-_PROBES = 4  # at most: each is at the period that follows from the one before
-_LONGEST = 4000  # steps of a run of unknown length, for this purpose
-_ANY = 1_000_000  # a period, to see whether a method takes another than its own
+_LEAST_STEPS, _LEAST_PERIODS = 20, 4  # the least length of a probe on a virtual clock
+_PROBES = 4  # the most probes; each has the period that follows from the probe before
+_LONGEST = 4000  # the steps that a run of unknown length is taken to have
+_ANY = 1_000_000  # stands for any period: a method that refuses it is defined for one period only
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a short run with this period has measured. `share`: of a worker's time, waiting for exchanges.
-    `seconds`: of training, virtual ones where simulated; `real_seconds`: of the clock, with start and end.
+    """The measurements of a short run with period `tau`. `share`: of a worker's time, spent waiting for exchanges;
+    `seconds`: of training, virtual where simulated; `real_seconds`: of the whole probe, its start and end included.
     """
 
     tau: int
@@ -47,13 +47,13 @@ class Probe:
     real_seconds: float
 
     def period(self, bound: float) -> int:
-        """The smallest with which a worker would wait for a share of at most `bound`, if an exchange cost the same."""
+        """Returns the smallest period with a share of at most `bound`, if an exchange costs the same at each."""
         ratio = self.tau * self.share * (1 - bound) / ((1 - self.share) * bound) if self.share < 1 else math.inf
-        return math.ceil(min(_ANY, max(1.0, ratio * (1 - 1e-9))))  # rounding makes no step of a whole number
+        return math.ceil(min(_ANY, max(1.0, ratio * (1 - 1e-9))))  # 1e-9: so that a rounding error adds no step
 
 
 def check(s: Settings, rules: Method) -> None:
-    """Raises UsageError for a method that is defined for one period only, and for processes started for one run."""
+    """With tau=auto, raises UsageError for a method of one fixed period, and for processes of torchrun's or SLURM's."""
     if s.auto.tau:
         distributed_sweep.refuse_several(s, "tau=auto", "write tau= as a number, such as easgd bench network proposes")
     if s.auto.tau and not rules.alone:
@@ -64,10 +64,11 @@ def check(s: Settings, rules: Method) -> None:
 
 
 def chosen(prepared: Experiment, launcher: Launcher, tell: Callable[[str], object]) -> Experiment:
-    """The experiment with the period that was looked for, where one is; else as it is.
+    """Measures with short runs, the probes, and returns the experiment with the period that follows; without tau=auto,
+    the experiment as it is.
 
-    A signal in the meantime does what it would have done, once nothing is left of the probes. Raises RunError where a
-    probe cannot be run.
+    A signal during a probe takes effect once the probe's directory is removed. Raises RunError where a probe fails, and
+    UsageError where no period keeps to auto.share.
     """
     s = prepared.settings
     if not s.auto.tau or s.auto.probes:
@@ -80,7 +81,7 @@ def chosen(prepared: Experiment, launcher: Launcher, tell: Callable[[str], objec
     wanted = least
     while len(probes) < _PROBES and wanted not in [probe.tau for probe in probes]:
         probes.append(_probe(replace(s, tau=wanted), prepared, launcher))
-        # where many wait for one master at the first period, the second may be too long by far
+        # repeated: with many workers waiting for one master at the first period, the second may be far too long
         wanted = min(most, max(least, probes[-1].period(s.auto.share)))
     kept = [probe.tau for probe in probes if probe.share <= s.auto.share]
     tau = min(kept, default=probes[-1].period(s.auto.share))
@@ -104,13 +105,13 @@ def _waits(probes: Sequence[Probe]) -> str:
 
 
 def as_chosen(path: Path, s: Settings) -> Settings:
-    """The settings of the run in `path`, which goes on, with the period that it has."""
+    """Returns `s` with the period that the run in `path`, which is to go on, has chosen before."""
     config = reader.config_of(path) if s.auto.tau else None
     return s if config is None else replace(s, tau=config["tau"], auto=Auto(**config["auto"]))
 
 
 def _least(s: Settings) -> int:
-    """The shortest period that the method takes."""
+    """Returns the shortest period that the method accepts."""
     for tau in range(s.fragments, s.fragments + 1000):
         try:
             build.method(replace(s, tau=tau))
@@ -121,7 +122,7 @@ def _least(s: Settings) -> int:
 
 
 def _probe(s: Settings, prepared: Experiment, launcher: Launcher) -> Probe:
-    """A run with this period in a directory that is not kept."""
+    """Runs a probe with the period of `s` in a temporary directory. Raises RunError where it does not complete."""
     from easgd_cli.record import display
 
     began, path = time.monotonic(), Path(tempfile.mkdtemp(prefix="easgd-tau-"))
@@ -142,7 +143,9 @@ def _probe(s: Settings, prepared: Experiment, launcher: Launcher) -> Probe:
 
 
 def _share(outcome: Outcome, tau: int) -> float:
-    """Of a worker's time that it waited, as it would be in a long run: this one has exchanged at its first step."""
+    """Returns the share of a worker's time that a long run would spend waiting. A probe's own share is too great, since
+    its first exchange is at its first step.
+    """
     seconds, steps = outcome.summary["seconds"], outcome.summary["steps"].values()
     waited, total = seconds["communication"], sum(seconds.values())
     exchanges = sum(-(-t // tau) for t in steps)
@@ -153,7 +156,7 @@ def _share(outcome: Outcome, tau: int) -> float:
 
 
 def _short(s: Settings) -> Settings:
-    """The same for so long as a probe lasts, measured once before and once after it."""
+    """Returns `s` for a probe: short, without schedule, faults or checkpoints, evaluated only before and after it."""
     virtual = not build.launched_in_processes(s)
     steps = max(_LEAST_STEPS, _LEAST_PERIODS * s.tau)
     length: dict[str, Any] = {
@@ -169,11 +172,11 @@ def _short(s: Settings) -> Settings:
 
 
 def _with(prepared: Experiment, s: Settings) -> Experiment:
-    """The experiment with another period or length."""
-    import torch  # here, since a refusal does not wait for it
+    """Returns the experiment with the period and the length of `s`."""
+    import torch  # here, so that a refusal does not wait for the import
 
     steps = s.steps if s.minutes is None and s.epochs is None and s.steps is not None else prepared.steps
     if s.minutes is not None:
         steps = None
     recipe = replace(prepared.recipe, settings=s, steps=steps)
-    return replace(prepared, recipe=recipe, parts=recipe.parts(torch.device("cpu")))  # anew: nothing of a probe is left
+    return replace(prepared, recipe=recipe, parts=recipe.parts(torch.device("cpu")))  # new: no probe has used these

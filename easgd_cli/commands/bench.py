@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         found.append(figures)
         if what != "table4":
             console.print(_table([figures]))
-    if what == "table4":  # whose rows are to be seen beside each other
+    if what == "table4":  # one table, since its rows are compared with each other
         console.print(_table(found))
     if asked.out is not None:
         try:
@@ -269,7 +269,7 @@ _MEASURED: dict[str, Callable[[_Asked], Iterator[Row | Spent | Startup]]] = {
 
 
 def _table(found: Sequence[Row | Spent | Startup]) -> Table:
-    """Figures of one kind, a row each, under the name of the first."""
+    """Returns a table with a row for each of `found`, which are of one kind; the first gives title and headings."""
     table = Table(title=found[0].what, title_justify="left")
     for heading in found[0].columns():
         table.add_column(heading, justify="right", overflow="fold")
@@ -279,7 +279,7 @@ def _table(found: Sequence[Row | Spent | Startup]) -> Table:
 
 
 def _settings(asked: _Asked) -> Settings:
-    """Of a benchmark of one run."""
+    """Composes and checks the settings of a benchmark of one run. Raises UsageError."""
     parsed = arguments.of_one_run(asked.overrides, f"bench {asked.what}")
     with compose.composing(parsed.config_name) as composed:
         settings = composed(parsed.overrides).settings
@@ -290,7 +290,7 @@ def _settings(asked: _Asked) -> Settings:
 
 
 def _timed(asked: _Asked, settings: Settings) -> Settings:
-    """Of a benchmark that times real runs. Raises UsageError for what cannot be timed."""
+    """Returns `settings`, of a benchmark that times real runs. Raises UsageError for settings that cannot be timed."""
     if not build.launched_in_processes(settings):
         raise UsageError(
             f"bench {asked.what} launcher={settings.launcher['name']}: its seconds are virtual, and real ones are "
@@ -309,11 +309,11 @@ def _timed(asked: _Asked, settings: Settings) -> Settings:
 
 
 def _several(asked: _Asked) -> list[Settings]:
-    """Every combination of the values given, as a sweep has them; those that cannot run are told and left out."""
+    """Returns the settings of each combination of values, as in a sweep. Names and leaves out those that cannot run."""
     parsed = arguments.with_search_path(arguments.parse([*asked.overrides, "--multirun"]))
     with compose.composing(parsed.config_name) as composed:
         planned = plan.make(parsed, arguments.parse_overrides(parsed.overrides), composed)
-    assert isinstance(planned, plan.Plan)  # which --multirun asks for
+    assert isinstance(planned, plan.Plan)  # since --multirun asks for one
     for words, sentence in planned.left_out:
         tell(f"left out: {words}. {sentence}")
     return [_timed(asked, member.settings) for member in planned.jobs]

@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _derived(m: Measured, c: Calibration) -> Iterator[str]:
-    """What was found, and from what, a line each."""
+    """Yields a line for each figure: its value, and what it was found from."""
     mean = statistics.fmean(c.compute)
     source = "the step loop's waiting" if c.exchange == m.exchanging else "measured beside processes that compute"
     for name, seconds, said in (
@@ -91,7 +91,7 @@ def _derived(m: Measured, c: Calibration) -> Iterator[str]:
 
 
 def _plain(value: float | list[float]) -> str:
-    """Four digits, as Hydra and YAML read them: never 1e-05, which is a text to YAML."""
+    """Returns the value with four digits, never in the form 1e-05, which YAML reads as a text."""
     if isinstance(value, list):
         return f"[{','.join(map(_plain, value))}]"
     return format(Decimal(f"{value:.4g}"), "f") if value else "0.0"

@@ -1,8 +1,7 @@
-"""What a shell offers where a command line ends, when TAB is pressed: settings and their values from Hydra, the rest
-from here.
+"""Completes a command line when TAB is pressed: Hydra offers settings and their values, this file offers the rest.
 
 Hydra's scripts (`easgd train -sc install=bash`), and the one for zsh below, call `easgd -sc query=bash` with the line
-in COMP_LINE. Where nothing is offered they offer files.
+in COMP_LINE. Where this prints nothing, the scripts offer files.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from easgd_cli.commands import (
     hydra_job,
 )
 
-# Hydra prints bash's for zsh, which has no `complete`.
+# Hydra prints its bash script for zsh, too, which cannot run it: zsh has no `complete`.
 ZSH = {
     "install=zsh": """_easgd() {
     local -a offered
@@ -35,25 +34,25 @@ compdef _easgd easgd
 
 
 def main(words: Sequence[str], commands: Sequence[str]) -> int:
-    """Answers the shell; `words` are those after `-sc`. Returns the exit status."""
+    """Prints the completions for the shell; `words` are those after `-sc`. Returns the exit status."""
     line = os.environ.get("COMP_LINE", "")
     found = offered(line, commands)
     if found is not None:
         print("\n".join(found))
         return 0
     said = io.StringIO()
-    os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra completes `easgd key=`
+    os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # Hydra expects settings right after `easgd`
     asked = [*_own_configurations(line.split()), "-sc", *words]
-    # a wrong line is told of when it is given
+    # errors are dropped here: a wrong line is refused when it is entered
     hydra_job.said_by_hydra(arguments.ROOT, asked, said, io.StringIO())
     print("\n".join(word for word in said.getvalue().split() if _is_for_users(word, line.split())))
     return 0
 
 
 def _is_for_users(offered: str, words: Sequence[str]) -> bool:
-    """Whether users write this setting: no maker's place, and a name only where the option chosen in `words` asks."""
+    """Returns whether users write this setting: no `target`, and a `name` only where the chosen option has one."""
     group, _, key = offered.removesuffix("=").rpartition(".")
-    if key in ("target", "_target_") or offered.startswith("tuning"):  # which follows from method and data set
+    if key in ("target", "_target_") or offered.startswith("tuning"):  # tuning follows from method and data set
         return False
     if key != "name" or group not in configs.GROUPS:
         return True
@@ -62,7 +61,7 @@ def _is_for_users(offered: str, words: Sequence[str]) -> bool:
 
 
 def offered(line: str, commands: Sequence[str]) -> list[str] | None:
-    """What `line` can be completed to, as its last word; None where Hydra knows it."""
+    """Returns what the last word of `line` can be completed to; None where Hydra is to be asked."""
     words = line.split(" ")
     last = words[-1]
     if len(words) == 2:
@@ -78,7 +77,7 @@ def offered(line: str, commands: Sequence[str]) -> list[str] | None:
 
 
 def _paths(begun: str) -> list[str]:
-    """What lies where `begun` points, directories with a slash; only names that a shell takes as they are."""
+    """Returns the paths that begin with `begun`, directories with a slash; only names that a shell takes unquoted."""
     directory, name = os.path.split(begun)
     with suppress(OSError), os.scandir(os.path.expanduser(directory) or ".") as entries:
         found = sorted(
@@ -93,7 +92,7 @@ def _paths(begun: str) -> list[str]:
 
 
 def _own_configurations(words: Sequence[str]) -> list[str]:
-    """The --config-dir that stands in a line, for Hydra to find its options."""
+    """Returns the --config-dir of a line as words for Hydra, so that Hydra finds the options in it; [] without one."""
     for option, value in zip(words, [*words[1:], ""], strict=True):
         if option in ("--config-dir", "-cd") and os.path.isdir(value):
             return ["--config-dir", os.path.abspath(value)]

@@ -1,7 +1,7 @@
-"""From overrides to typed settings: Hydra composes, and each of its refusals becomes a sentence about the key.
+"""Turns overrides into typed settings: Hydra composes, and each of its refusals becomes a sentence about the key.
 
-What leaves this file is `Settings` and plain strings, and the whole configuration for Hydra alone, which runs a job by
-it.
+Other files get `Settings` and plain strings from here. The whole configuration is handed out only for Hydra, which runs
+a job by it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ from easgd_cli.settings.overrides import as_given, spelt_out
 from easgd_cli.settings.schema import Settings
 
 _SETTINGS = OmegaConf.structured(Settings)
-OmegaConf.set_struct(_SETTINGS.until, False)  # which metrics there are the problem says
+OmegaConf.set_struct(_SETTINGS.until, False)  # its keys are metrics, which the problem declares
 ConfigStore.instance().store(name="easgd_settings", node=_SETTINGS)
 for (_group, _pair), _row in configs.tuning().items():
     ConfigStore.instance().store(group=_group, name=_pair, node=_row)
-# Hydra copies all that is stored for each job it composes, a fifth of the time, and once more what it takes of it.
+# Hydra deep-copies the whole store for each job that it composes, a fifth of the time. The store can be shared: Hydra
+# copies each node once more when it takes it out.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 
 def _named_by(prefix: str, overrides: Iterable[str], but: Iterable[str] = (), digits: int | None = None) -> str:
-    """A directory's name after `prefix`, by all overrides but those of the keys in `but`."""
+    """Returns a directory's name: `prefix`, then all overrides but those of the keys in `but`."""
     left_out = set(but)
     given = [o for o in as_given(overrides) if o.partition("=")[0] not in left_out]
     return run_directory.named_by(given, prefix, digits)
@@ -52,7 +53,7 @@ def _named_by(prefix: str, overrides: Iterable[str], but: Iterable[str] = (), di
 
 OmegaConf.register_new_resolver("named_by", _named_by, replace=True)
 
-_STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without a word of the key
+_STUMBLES = (AssertionError, AttributeError, TypeError, ValueError)  # what OmegaConf raises without naming the key
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ class Composed:
     multirun: bool  # an experiment may sweep by itself
     swept: dict[str, str]  # parameters of a sweep that an experiment brings, as key -> values
     choices: dict[str, str | None]  # which option of each group was taken
-    config: DictConfig  # all of it, as Hydra has composed it, for Hydra to run the job by
+    config: DictConfig  # the whole configuration as Hydra has composed it, for Hydra to run the job by
 
 
 @contextmanager
 def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Composed]]:
-    """A function from overrides (without sweeps) to a job, for as long as the context lasts. It raises UsageError."""
+    """Yields a function from overrides (without sweeps) to a job, for use within the context. It raises UsageError."""
     group, slash, option = config_name.rpartition("/")
     if slash:
         raise UsageError(
             f"--config-name {config_name}: is an option of {group}, and no root configuration; write {group}={option}."
         )
-    # the first job of a sweep is asked for twice
+    # cached, since the first job of a sweep is composed twice
     once = functools.lru_cache(1)(lambda overrides: _compose(config_name, spelt_out(overrides)))
     with initialize_config_dir(str(configs.directory()), job_name="train", version_base="1.3"):
         yield lambda overrides: once(tuple(overrides))
@@ -85,7 +86,7 @@ def composing(config_name: str) -> Iterator[typing.Callable[[Sequence[str]], Com
 def _compose(config_name: str, overrides: list[str]) -> Composed:
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "provider=.* is not available")  # of hydra.searchpath
+            warnings.filterwarnings("error", "provider=.* is not available")  # a directory of hydra.searchpath
             cfg = compose(config_name, overrides, return_hydra_config=True)
     except MissingConfigException as e:
         group, _, name = (e.missing_cfg_file or "").partition("/")
@@ -120,7 +121,7 @@ def _compose(config_name: str, overrides: list[str]) -> Composed:
 
 
 def _fill_untuned(cfg: DictConfig, overrides: list[str]) -> None:
-    """Gives a data set without tuned rates those that its method starts with where nothing is known."""
+    """Sets in `cfg` the rates that the method starts with on unknown data, where the data set has no tuned rates."""
     dataset, algo = OmegaConf.select(cfg, "dataset.target"), OmegaConf.select(cfg, "algo.name")
     if dataset is None or algo is None or not isinstance(workers := OmegaConf.select(cfg, "workers"), int):
         return
@@ -134,7 +135,7 @@ def _fill_untuned(cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def _stumbled_over(config_name: str, overrides: list[str]) -> str:
-    """The override that Hydra cannot apply and does not name."""
+    """Returns the first override that Hydra cannot apply without naming its key; --config-name where there is none."""
     for at, line in enumerate(overrides):
         with suppress(HydraException, OmegaConfBaseException):
             try:
@@ -146,14 +147,14 @@ def _stumbled_over(config_name: str, overrides: list[str]) -> str:
 
 
 def options(group: str, overrides: Sequence[str]) -> list[str]:
-    """The names in a group where the directories are searched that `overrides` add. To be called while `composing`."""
+    """Returns the options of a group, also those in a search path of `overrides`. To be called within `composing`."""
     searched = [o for o in overrides if o.startswith("hydra.searchpath=")]
     names = GlobalHydra.instance().config_loader().get_group_options(group, config_name=ROOT, overrides=searched)
     return [name for name in names if ":" not in name]
 
 
 def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | None]) -> Settings:
-    """The dataclasses, interpolations resolved. Raises UsageError for values that are missing or do not resolve."""
+    """Returns `cfg` as Settings, interpolations resolved. Raises UsageError for missing and unresolvable values."""
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as e:
@@ -171,10 +172,10 @@ def typed(cfg: DictConfig, overrides: Sequence[str], choices: dict[str, str | No
 
 
 def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts: list[str] | None = None) -> Settings:
-    """The settings of the config.yaml at `path` with `changes` made to them. Raises UsageError.
+    """Returns the settings of the config.yaml at `path`, with `changes` made to them. Raises UsageError.
 
-    That the file was edited is put in `doubts`. Nothing that it names is imported, and `${...}` in it is a text: it was
-    resolved when it was written.
+    Adds a sentence to `doubts` where the file was edited. Imports no code that the file names. `${...}` in the file is
+    plain text, since interpolations were resolved when it was written.
     """
     saved = reader.config_of(Path(path).parent, doubts)
     if saved is None:
@@ -207,7 +208,7 @@ def resumed(path: str, overrides: Sequence[str], changes: dict[str, Any], doubts
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
-    """The same with every text in it changed."""
+    """Returns `value` with `old` replaced by `new` in every text in it."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, dict):
@@ -220,7 +221,9 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def _refuse_labels(settings: Settings, overrides: Sequence[str], choices: dict[str, str | None]) -> None:
-    """Refuses `model.name=` and the like where the maker takes no name: it would be a label that misleads."""
+    """Raises UsageError for `model.name=` and the like where the maker takes no name: the name would be a mere label,
+    and mislead; and for dataset.target=, which is easily mistaken for dataset.targets=.
+    """
     for line in overrides:
         group, _, key = line.partition("=")[0].partition(".")
         if group == "dataset" and key == "target":

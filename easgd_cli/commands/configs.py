@@ -1,4 +1,4 @@
-"""Where the shipped configurations are, and what they offer by name. Reads text, imports nothing heavy."""
+"""The shipped configurations: their options, settings, defaults and tuned rates. Reads text, imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import yaml
 from easgd_cli.settings import schema
 from easgd_cli.settings.shipped import directory as directory
 
-GROUPS = (*schema.GROUPS, "experiment")  # whose options can be chosen
+GROUPS = (*schema.GROUPS, "experiment")  # the groups of which users choose an option
 _CLASSIFICATION = "easgd_cli.problems.tasks.classification:Classification"
 
 
 def options(group: str) -> dict[str, str]:
-    """The names in a group, each with the first comment of its file."""
+    """Returns the options of a group, each with the first comment of its file."""
     return {p.stem: _headline(p) for p in sorted((directory() / group).glob("*.yaml"))}
 
 
 def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
-    """The settings an option brings of its own: each with its value and the comment on its line."""
+    """Returns the settings that an option adds to its group, each with its value and the comment on its line."""
     text = (directory() / group / f"{option}.yaml").read_text(encoding="utf-8")
-    if group == "experiment":  # sets what belongs to others
+    if group == "experiment":  # an experiment has no settings of its own, it sets those of other groups
         return {}
-    if text.startswith("# @package _global_"):  # sets that, too; its own are in the section of its group
+    if text.startswith("# @package _global_"):  # sets other groups' settings, too; its own are in its group's section
         section = re.search(rf"^{group}:\n((?:  .*\n?)*)", text, re.MULTILINE)
         text = textwrap.dedent(section[1]) if section else ""
     found = {
@@ -39,7 +39,7 @@ def settings(group: str, option: str) -> dict[str, tuple[str, str]]:
 
 
 def defaults() -> dict[str, str | None]:
-    """Every group of the root configuration with the option taken unless told otherwise."""
+    """Returns each group of the root configuration with its default option."""
     entries = yaml.safe_load((directory() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {
         key: value for entry in entries if isinstance(entry, dict) for key, value in entry.items() if " " not in key
@@ -48,8 +48,8 @@ def defaults() -> dict[str, str | None]:
 
 
 def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
-    """Where a method of the package's starts on a data set without rows of its own: eta, default_steps, perhaps delta,
-    and how often it is evaluated; nothing for other methods.
+    """Returns the values with which one of easgd's own methods starts on a data set without tuned rates: eta,
+    default_steps, how often it is evaluated, and for some delta; nothing for a user's method.
     """
     table = _table()
     rows, steps = table["untuned"], table["local"]
@@ -67,8 +67,8 @@ def untuned(algo: str, local: str, workers: int) -> dict[str, Any]:
 def started_with(
     algo: str, local: str, dataset: str, workers: int, lacking: set[str], given: set[str]
 ) -> dict[str, Any]:
-    """Of a data set without tuned rates what its method starts with where nothing is known, by dotted names: of the
-    settings that are `lacking`, and of those that belong to them, but none that the user has `given`.
+    """Returns, by dotted names, the values with which a method starts on a data set without tuned rates: those that are
+    `lacking`, and delta together with eta. Settings that the user has `given` are left out.
     """
     if tuned(algo, dataset) or not (row := untuned(algo, local, max(workers, 1))):
         return {}
@@ -80,7 +80,7 @@ def started_with(
 
 
 def tuned(algo: str, dataset: str) -> bool:
-    """Whether the table has rates for the method on that data set."""
+    """Returns whether tuning.yaml has rates for the method on that data set."""
     return ("tuning/table", f"{algo}_{dataset}") in tuning()
 
 
@@ -92,8 +92,9 @@ def _table() -> dict[str, Any]:
 
 @cache
 def tuning() -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of tuning.yaml by Hydra's group and name: of each method and data set tuning/table/METHOD_DATASET, of
-    each local step and data set tuning/local/STEP_DATASET, of an experiment tuning/experiment/EXPERIMENT_METHOD.
+    """Returns the rows of tuning.yaml by Hydra's group and name: tuning/table/METHOD_DATASET for each method and data
+    set, tuning/local/STEP_DATASET for each local step and data set, tuning/experiment/EXPERIMENT_METHOD for each
+    experiment and method.
     """
     table = dict(_table())
     same_as, steps, _ = table.pop("same_as"), table.pop("local"), table.pop("untuned")
@@ -105,7 +106,7 @@ def tuning() -> dict[tuple[str, str], dict[str, Any]]:
     for dataset, methods in table.items():
         of_steps = steps | methods.get("local", {})
         for method in sorted({*methods, *same_as} - {"all", "local"}):
-            own = methods.get(method, {})  # over what it has from another
+            own = methods.get(method, {})  # goes over a row that it shares with another method
             rows["tuning/table", f"{method}_{dataset}"] = methods["all"] | methods[same_as.get(method, method)] | own
         for step, row in of_steps.items():
             rows["tuning/local", f"{step}_{dataset}"] = methods[row] if isinstance(row, str) else row
@@ -113,7 +114,7 @@ def tuning() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def shadowed(other: Path) -> list[str]:
-    """Files in `other` that have the path of one of ours and so are never read: ours are found first."""
+    """Returns the files in `other` with the path of a shipped file. They are never read: Hydra finds ours first."""
     return sorted(
         str(p.relative_to(other)) for p in other.rglob("*.yaml") if (directory() / p.relative_to(other)).is_file()
     )
@@ -127,7 +128,7 @@ def _headline(path: Path) -> str:
 
 
 def of_today(saved: Any) -> Any:
-    """A run's configuration by today's names: before there were tasks, `problem` had a classification's settings."""
+    """Returns a saved configuration by today's names: before tasks existed, `problem` had classification's settings."""
     problem = saved.get("problem") if isinstance(saved, dict) else None
     if not isinstance(problem, dict) or "task" in saved:
         return saved

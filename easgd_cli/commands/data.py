@@ -70,7 +70,7 @@ def _prepare(s: Settings) -> int:
     photos.check(side, min(side, 1), None, 0)
     found = photos.LISTED[name](root)
     try:
-        # ended where it stands, the pool of processes would leave semaphores behind, and a warning
+        # signals become exceptions: killed at once, the pool of processes would leave semaphores and print a warning
         with interruption.raised() as came:
             done = preparation.prepare(found, directory, side, cores(), _Progress())
     except KeyboardInterrupt:
@@ -143,7 +143,7 @@ def _verify(s: Settings) -> int:
 
 
 def _place(s: Settings) -> tuple[str, int, Path]:
-    """Root, smallest side and place of the copy. Raises UsageError."""
+    """Returns the root of the originals, and smallest side and directory of the prepared copy. Raises UsageError."""
     from easgd_cli.data import photos
 
     root = targets.convert("dataset.root", s.dataset.get("root"), str)
@@ -155,7 +155,7 @@ def _place(s: Settings) -> tuple[str, int, Path]:
 def _settings(what: str, words: Sequence[str]) -> Settings:
     asked = arguments.of_one_run(words, f"data {what}")
     given = {o.key_or_group for o in arguments.parse_overrides(asked.overrides)}
-    # which a data set of one's own may have no default of
+    # composing needs both, and a user's own data set may have no defaults for them
     without = [o for o in ("eta=0", "steps=1") if o.partition("=")[0] not in given]
     with compose.composing(asked.config_name) as composed:
         return composed([*without, *asked.overrides]).settings

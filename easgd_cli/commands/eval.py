@@ -53,8 +53,8 @@ started.
 """
 
 _CHANGEABLE = ("dataset", "eval.train_images", "eval.device")
-_WHOLE = 12  # classes, up to which the confusion counts are shown whole
-_PAIRS = 10  # of classes taken for each other that are shown of more
+_WHOLE = 12  # the most classes of which all confusion counts are shown
+_PAIRS = 10  # with more classes: how many pairs of confused ones are shown
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     for sentence in doubts:
         tell(sentence)
     figures: dict[str, Any] = problem.evaluate(x)
-    # a problem of one's own may know no classes
+    # a user's own problem may have no classes
     counts = problem.confusion(x) if hasattr(problem, "confusion") else None
     said = {"run": str(asked.run), "what": asked.what, "dataset": settings.dataset["name"]} | figures
     if asked.export is not None:
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
-    """Raises UsageError where the file of parameters does not fit the data."""
+    """Builds the problem. Raises UsageError where the file of parameters does not fit the data."""
     import torch
 
     try:
@@ -125,7 +125,7 @@ def _problem(asked: _Asked, settings: Settings, data: Any, device: str) -> Any:
     except UsageError as e:
         if asked.what.startswith("worker_") or not str(e).startswith(given := f"init={settings.init}"):
             raise
-        # what to do about it is of a run that begins with the file
+        # only the fact is taken from this sentence: its advice is for a run that starts from the file
         fact = str(e).removeprefix(given).partition("; ")[0].removesuffix(".")
         raise UsageError(
             f"eval {asked.run} dataset={settings.dataset['name']}: {asked.what}.pt does not fit these "
@@ -159,7 +159,7 @@ def _parse(argv: Sequence[str]) -> _Asked:
 
 
 def _settings(asked: _Asked, doubts: list[str]) -> Settings:
-    """The run's, with the data set that was asked for."""
+    """Returns the run's settings with the data set asked for, and the file to measure as init. Raises UsageError."""
     parsed = arguments.parse(
         [*asked.overrides, *([] if asked.config_dir is None else ["--config-dir", asked.config_dir])]
     )
@@ -199,7 +199,9 @@ def _settings(asked: _Asked, doubts: list[str]) -> Settings:
 
 
 def _saved(asked: _Asked, start: Tensor) -> Tensor:
-    """The vector [d] that is measured; `start`: what `init` has brought."""
+    """Returns the vector [d] to measure: a worker's from the newest checkpoint, else `start`, the parameters that were
+    read from init. Raises UsageError.
+    """
     if not asked.what.startswith("worker_"):
         return start
     workers = reader.newest_checkpoint(asked.run).workers
@@ -221,7 +223,7 @@ def _saved(asked: _Asked, start: Tensor) -> Tensor:
 
 
 def _check(asked: _Asked, file: Path, doubts: list[str]) -> None:
-    """Refuses a file of parameters that is damaged or holds other than finite numbers. Raises UsageError."""
+    """Raises UsageError for a file of parameters that is damaged, or holds numbers that are not finite."""
     import torch
 
     wrong = reader.wrong_at_the_end(file, reader.held_at_the_end(asked.run, doubts).get(file.name))
@@ -232,7 +234,7 @@ def _check(asked: _Asked, file: Path, doubts: list[str]) -> None:
         try:
             state = torch.load(f, map_location="cpu", weights_only=True)
             finite = all(bool(v.isfinite().all()) for v in state.values() if isinstance(v, torch.Tensor))
-        except Exception as e:  # of any content that torch takes for something else
+        except Exception as e:  # which error torch raises depends on what the damaged file holds
             raise reader.BadFile(file, f"cannot be read as parameters ({type(e).__name__})") from e
     if not finite:
         raise UsageError(f"eval {asked.run} {asked.what}: {_not_finite(asked)}")
@@ -265,16 +267,16 @@ def _figures(said: Mapping[str, Any], metrics: Metrics) -> Table:
 
 
 def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) -> Table:
-    """Of the test samples, how many of each class (row) are taken for each (column); of many classes, the pairs most
-    often confused.
+    """Returns a table of how many test samples of each class (row) are taken for each class (column); with many
+    classes, of the pairs that are confused most often.
     """
     numbers = [str(c) for c in range(len(counts))]
-    # a folder may have any bytes
+    # a class may be named by a folder, whose name may hold any bytes
     names = [escape(name.encode(errors="replace").decode()) for name in classes] if classes is not None else numbers
     if len(names) <= _WHOLE:
         table = _whole(counts, names, names)
-        unbounded = console.options.update(width=10_000)  # since a measure is no wider than it is told
-        # then the columns are numbers, which the rows explain
+        unbounded = console.options.update(width=10_000)  # else measure() returns the console's width at most
+        # too wide: columns are headed by numbers, which the rows explain
         if console.measure(table, options=unbounded).minimum > console.width:
             table = _whole(counts, [f"{number} {name}" for number, name in zip(numbers, names, strict=True)], numbers)
         return table
@@ -289,7 +291,7 @@ def _confusion(counts: Tensor, classes: Sequence[str] | None, console: Console) 
 def _whole(counts: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Table:
     title = "test samples of a class (row) by what they are taken for"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("", overflow="fold")  # gives way where there is too little room, and the counts do not
+    table.add_column("", overflow="fold")  # in a narrow terminal class names are folded, and counts are not
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Code that a run's config.yaml names: whoever needs it to work says so before it is imported."""
+"""Code of a user's own that a run's config.yaml names: it is announced before it is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easgd_cli.system.terminal import tell
 
 
 def announce(run: Path, s: Settings) -> None:
-    """A line for each module that is not this package's, before it runs."""
+    """Prints a line for each module that the settings name and that is not easgd's. To be called before the import."""
     for group, value in vars(s).items():
         target: Any = value.get("target") if isinstance(value, dict) else None
         if isinstance(target, str) and not targets.own(target) and (where := targets.file_of(target)) is not None:

@@ -1,4 +1,7 @@
-"""A run that goes on from its last checkpoint: what may change, and whether anything is left. Also from Python."""
+"""Going on with a run from its last checkpoint: which settings may change, and whether anything is left to do.
+
+Shared by the command line and python/.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ _SECTIONS = ("until.", "eval.", "checkpoint.")
 
 
 def changeable(key: str) -> bool:
-    """Whether a run that goes on may have another value of this setting."""
+    """Returns whether this setting may have another value when the run goes on."""
     return key in (*_LENGTH, NEW_RECORD) or key.startswith(_SECTIONS)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of a run that goes on. `given`: how it was named; `lines`: the settings to change, as they were
-    written, by their keys; `changes`: their values, and what these replace.
+    """A request to go on with a run. `given`: the run as the user named it; `lines`: the settings to change as written,
+    by key; `changes`: their values, and None for lengths that a new length replaces.
     """
 
     given: str
@@ -39,7 +42,7 @@ class Asked:
 
 
 def checked(path: Path, lines: Mapping[str, str]) -> Path:
-    """The run's directory in full, of which these settings may be changed. Raises UsageError."""
+    """Returns the run's absolute directory. Raises UsageError where it is missing or a given setting may not change."""
     given = f"resume={path}"
     for key, line in lines.items():
         if not changeable(key):
@@ -53,7 +56,7 @@ def checked(path: Path, lines: Mapping[str, str]) -> Path:
 
 
 def changes(values: dict[str, Any]) -> dict[str, Any]:
-    """These, and with a new length no other: it replaces the old one, whatever its unit."""
+    """Returns `values`; with a new length, those in other units become None, since the new one replaces the old one."""
     return dict.fromkeys(_LENGTH) | values if any(values.get(k) is not None for k in _LENGTH) else values
 
 
@@ -61,8 +64,9 @@ def run(
     path: Path, settings: Settings, before: Settings, asked: Asked, doubts: list[str],
     around: Callable[[Settings, Launcher], Launcher] = lambda _, launcher: launcher,
 ) -> Outcome | str:  # fmt: skip
-    """Goes on with the run in `path`, whose settings were those `before`, with these; a sentence where nothing is left
-    to do. `around`: makes of the launcher that is named the one that is called. Raises UsageError and RunError.
+    """Goes on with the run in `path`, whose settings were those `before`, by `settings`. Returns a sentence where
+    nothing is left to do. `around`: makes the launcher to call from the one that the settings name. Raises UsageError
+    and RunError.
     """
     longer = next((asked.lines[k] for k in _LENGTH if asked.changes.get(k) is not None), None)
     if settings.replay is not None and longer is not None:
@@ -73,7 +77,7 @@ def run(
     outline, launcher = single_run.checked(settings)
     launcher = around(settings, launcher)
     _refuse_another_length(asked.given, settings, before)
-    with run_directory.held(path):  # before anything is said about a run that another process may be changing
+    with run_directory.held(path):  # before anything is said: refuses a run that another process is changing
         left = _nothing_left(path, settings, doubts)
     if left is not None:
         return left
@@ -83,7 +87,7 @@ def run(
 
 
 def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
-    """Raises UsageError for another length where the schedule follows it: steps taken would have had other rates."""
+    """Raises UsageError for a new length that the schedule depends on: the steps taken would have had other rates."""
     [(unit, many)] = schema.length(now).items()
     if schema.length(now) != schema.length(before) and build.follows_the_length(now):
         [(old_unit, old)] = schema.length(before).items()
@@ -95,9 +99,10 @@ def _refuse_another_length(given: str, now: Settings, before: Settings) -> None:
 
 
 def _nothing_left(path: Path, now: Settings, doubts: list[str]) -> str | None:
-    """Why a run has ended for good, or None. Raises UsageError for one that diverged.
+    """Returns a sentence where the run is complete, else None. Raises UsageError for a run that diverged.
 
-    Judged by what its summary says was asked and done: config.yaml may ask for more than was ever begun.
+    Judged by summary.json, which says what the run was asked for and has done: config.yaml may ask for more than was
+    ever begun.
     """
     summary = reader.summary_of(path, doubts)
     if summary.get("status") == "diverged":

@@ -1,4 +1,4 @@
-"""`easgd train --help`, made from the comments in schema.py and the files in configs/, so that it is never behind."""
+"""`easgd train --help`, made from the comments in schema.py and configs/, so that it is never out of date."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _WIDTH, _INDENT = 120, 28
 
 
 def train() -> str:
-    """The whole text."""
+    """Returns the whole help text."""
     groups = ["Groups (the first is the default)", *_groups(), ""]
     settings = [_SETTINGS, *_settings(schema.Settings, ""), ""]
     return "\n".join([_OPENING, *groups, _OWN, "", *settings, _OPTIONS])
@@ -110,7 +110,7 @@ def _entry(left: str, right: str) -> list[str]:
 
 
 def _comments(section: type) -> dict[str, str]:
-    """The comment at the end of each field's line, or in the lines above it."""
+    """Returns each field of a class with the comment at the end of its line, or in the lines above it."""
     found: dict[str, str] = {}
     name = ""
     above: list[str] = []

@@ -1,4 +1,4 @@
-"""One run as a job of Hydra's, so that its callbacks, environment and run-time values are what its users expect."""
+"""One run as a job of Hydra's, with the callbacks, environment and run-time values that Hydra's users expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from easgd_cli.system.unchanged import unchanged_process
 
 
 def said_by_hydra(config_name: str, words: Sequence[str], said: IO[str], errors: IO[str]) -> object:
-    """Has Hydra's own program print what it does for `words` after its name; returns its exit status, None for 0."""
+    """Runs Hydra's own program on `words`, printing into `said` and `errors`. Returns its exit status, None for 0."""
     program = hydra.main(config_path=str(configs.directory()), config_name=config_name, version_base="1.3")
     before = sys.argv
     try:
@@ -38,13 +38,13 @@ def said_by_hydra(config_name: str, words: Sequence[str], said: IO[str], errors:
 
 
 def run(job: Composed, path: Path, task: Callable[[], Outcome]) -> Outcome:
-    """`task` as Hydra runs one, in the directory made for it; leaves this process as it was."""
+    """Runs `task` as a job of Hydra's in the directory `path`, and leaves this process as it was."""
     ended: list[Outcome | Exception] = []
 
     def task_function(_: DictConfig) -> None:
         try:
             ended.append(task())
-        except Exception as e:  # Hydra would keep it
+        except Exception as e:  # Hydra would not raise it
             ended.append(e)
 
     config, name = job.config, job.config.hydra.job.config_name

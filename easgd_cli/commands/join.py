@@ -58,18 +58,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def follow(world: World) -> int:
-    """What torchrun's or SLURM's further processes do: one a host takes part, for all. Raises UsageError, RunError."""
+    """Takes part in a run as one of torchrun's or SLURM's further processes. One process on each host takes part for
+    all of that host, and ends with the run's exit status; the others return 0. Raises UsageError and RunError.
+    """
     if world.local_rank != 0:
         return 0
-    if world.size > world.local_size:  # who has no secret hears that, and not that the first says nothing
+    if world.size > world.local_size:  # checked first: without a secret, find() would only report that nobody answers
         asked, host = world.address()
         network.secret(asked, network.resolved(asked, host))
     _take_part(world.find(), world.local_size, 1, _WAIT_SECONDS, led=True)
 
 
 def _take_part(where: str, places: int | None, masters: int, wait: float, led: bool = False) -> NoReturn:
-    """Ends the process with the run's exit status; of several runs, one after another, with the highest. `led`: whether
-    who makes the run has said where it is.
+    """Takes part in a run, or in several one after another, and ends the process with the run's exit status, or the
+    highest. `led`: whether the process that makes the run has told this one where it is.
     """
     host, port = network.split("join ", where)
     address = network.resolved(f"join {where}", host)
@@ -90,11 +92,11 @@ def _take_part(where: str, places: int | None, masters: int, wait: float, led: b
         tell(str(e))
         status = 2 if isinstance(e, UsageError) else 1
     sys.stdout.flush()
-    os._exit(status)  # the interpreter's own ending would break off threads that are giving vectors back
+    os._exit(status)  # the interpreter's normal exit would cut off threads that are giving vectors back
 
 
 def _prepared(settings: dict[str, Any], places: int, masters: int) -> Experiment:
-    """What the run's settings make of this machine, for so many workers and masters. Raises UsageError."""
+    """Builds the experiment by the run's settings here, for so many workers and masters. Raises UsageError."""
     import yaml
 
     from easgd_cli.commands import compose, foreign_code
@@ -107,6 +109,6 @@ def _prepared(settings: dict[str, Any], places: int, masters: int) -> Experiment
         composed = compose.resumed(str(path), [], {})
         foreign_code.announce(Path(directory), composed)
     tell(f"preparing {composed.problem['name']}, in {os.getcwd()}")
-    # whoever evaluates is the master's neighbour, and his device need not be here
+    # the evaluator is on the first host, and its device need not exist here
     here = replace(composed, eval=replace(composed.eval, device="cpu"))
     return build.prepare(here, places, min(masters, masters_elsewhere(here)))

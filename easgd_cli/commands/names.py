@@ -1,4 +1,4 @@
-"""What was wrong with a name or value of a setting, in a sentence: without Hydra, for all that take settings."""
+"""Sentences on a wrong name or value of a setting. Without Hydra, so that all that take settings can use them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOT_HERE = {"optimizer": _NO_OPTIMIZER, "optim": _NO_OPTIMIZER} | dict.fromkeys
 
 
 def not_given(key: str, overrides: Sequence[str], choices: dict[str, str | None]) -> str:
-    """`key` has no value and no default."""
+    """Returns the sentence on a `key` that has no value and no default."""
     line = written_as(key, overrides)
     if line.partition("=")[2].strip("'\"") == "???":
         return f"{line}: ??? stands for a value that is missing; write one."
@@ -54,7 +54,7 @@ def not_given(key: str, overrides: Sequence[str], choices: dict[str, str | None]
 
 
 def no_such_option(group: str, name: str, known: Sequence[str]) -> str:
-    """`group` has the options `known`, and not this one."""
+    """Returns the sentence on an option `name` that is not one of the options `known` of `group`."""
     listed = f" There are: {', '.join(known)}."
     if not known:
         listed = f" There is no {group} yet; add a directory of your own with --config-dir."
@@ -65,7 +65,9 @@ def no_such_option(group: str, name: str, known: Sequence[str]) -> str:
 
 
 def no_option(full: str, written: str, name: str, siblings: Sequence[str]) -> str:
-    """The option `name` of a group has `siblings`, none of that name; perhaps another is meant, or an option has it."""
+    """Returns the sentence on a setting `full` of a group, whose option `name` has the settings `siblings` and not this
+    one. Suggests a similar one, or the options that have it.
+    """
     parent, _, key = full.partition(".")
     if elsewhere := _ELSEWHERE.get(full):
         return f"{written}: there is no setting {full}; did you mean {elsewhere}?"
@@ -81,7 +83,9 @@ def no_option(full: str, written: str, name: str, siblings: Sequence[str]) -> st
 
 
 def no_setting(key: str, overrides: Sequence[str], parent: str = "", siblings: Sequence[str] = ()) -> str:
-    """There is nothing of that name; perhaps one of those beside it is meant, or the last part of one of all."""
+    """Returns the sentence on a `key` that is no setting. Suggests one of the `siblings` in its section `parent`, a
+    similar setting, or one whose last part is `key`.
+    """
     written = written_as(key, overrides)
     typed = written.partition("=")[0].lstrip("+~")
     if instead := _NOT_HERE.get(typed):
@@ -101,7 +105,7 @@ def no_setting(key: str, overrides: Sequence[str], parent: str = "", siblings: S
 
 
 def _of_a_group(key: str, overrides: Sequence[str]) -> str | None:
-    """`model.hidden` where `hidden` is a setting of an option that was chosen."""
+    """Returns `model.hidden` for `hidden` where the chosen option of `model` has that setting; None for no group."""
     chosen = {group: option for group, option in configs.defaults().items() if option is not None}
     chosen |= {group: value for group, _, value in (o.partition("=") for o in overrides) if group in GROUPS}
     for group, option in chosen.items():
@@ -119,7 +123,7 @@ def section(written: str, key: str, kind: Any) -> str:
 
 
 def written_as(key: str, overrides: Sequence[str]) -> str:
-    """The override that set `key` or something below it, as the user wrote it; `key` where a file did."""
+    """Returns the override that set `key`, a setting in it or its section; `key` itself where a file has set it."""
     for line in reversed(overrides):
         name = line.partition("=")[0].lstrip("+~")
         if name == key or name.startswith(key + ".") or (key.startswith(name + ".") and name not in GROUPS):
@@ -133,7 +137,7 @@ def _all_keys() -> list[str]:
 
 
 def near_to(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """The one of `known` that is most like `word`, whatever its capitals and hyphens."""
+    """Returns the name in `known` that is most like `word`, capitals and hyphens aside; None where none is close."""
     by_letters = {folded(k): k for k in known}
     found = difflib.get_close_matches(folded(word), by_letters, 1, cutoff)
     return by_letters[found[0]] if found else None

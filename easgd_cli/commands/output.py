@@ -1,4 +1,4 @@
-"""Where a command writes what it was asked for."""
+"""Makes the directories and writes the files that a command was asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easgd_cli.system import files
 
 
 def directory(out: Path, given: bool = True) -> Path:
-    """`out`, made if need be. Raises UsageError where nothing can be written there, and for a link not `given`."""
+    """Returns `out`, created if missing. Raises UsageError if it is not writable, or a link that is not `given`."""
     if out.is_symlink() and not given:
         raise UsageError(f"{out}: is a link, and nothing is written through one; say where with --out DIR.")
     try:
@@ -25,7 +25,7 @@ def directory(out: Path, given: bool = True) -> Path:
 
 
 def put(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `path` written, whole or not at all, in a directory that is made where it is missing. Raises RunError."""
+    """Has `write` write `path`, whole or not at all. Creates the directory where it is missing. Raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.put(path, write)

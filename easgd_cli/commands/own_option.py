@@ -9,7 +9,7 @@ from easgd_cli.experiment import build
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
-# What a maker of each group is given by name (experiment/build.py), and so is no setting of its own.
+# The arguments that experiment/build.py passes to a maker of each group: these parameters are no settings.
 _SYMBOLS = list(build.symbols(Settings(eta=0.0)))
 OFFERED = {
     "algo": [*_SYMBOLS, "local", "seed"],
@@ -24,12 +24,12 @@ OFFERED = {
 }
 
 
-OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # of every data set of a user's
+OF_DATA = {"validation": 0, "test": None, "collate": None, "loaders": None}  # settings of every user's own data set
 
 
 def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:
-    """`module:callable` as an option of `group`, with the callable's own parameters as its settings, and the groups
-    of which it uses none. Raises UsageError.
+    """Returns `module:callable` as an option of `group`, with the callable's own parameters as settings, and the groups
+    that it does not use. Raises UsageError.
     """
     maker = targets.locate(group, target)
     parameters = targets.signature(maker)
@@ -47,7 +47,7 @@ def of(group: str, target: str) -> tuple[dict[str, Any], list[str]]:
     if group == "dataset":
         node |= {key: value for key, value in OF_DATA.items() if key not in parameters}
     unused: list[str] = []
-    if group == "problem":  # what it does not ask for is none, and brings no learning rate with it
+    if group == "problem":  # unasked for, data set and net are set to none, and so bring no learning rate
         wanted = {"dataset": build.DATA, "model": {"model"}}
         unused = [other for other, asked in wanted.items() if not asked & parameters.keys()]
     return node, unused

@@ -1,7 +1,7 @@
-"""What a sweep is made of: every combination composed and checked before the first of them runs.
+"""Plans a sweep: every combination of values is composed and checked before the first one runs.
 
-A key or value that is wrong by itself refuses the whole sweep; combinations that cannot run are left out. Where a
-sweeper draws the values, what it draws from is checked.
+The whole sweep is refused for a key or value that is wrong by itself; combinations that cannot run are left out. Where
+a sweeper draws the values, each value that it can draw, or end of an interval, is checked once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Axes = dict[str, list[str]]  # every key with its values, as overrides
 
 
 def make(asked: Arguments, overrides: list[Override], composed: Compose) -> Plan | Composed:
-    """The sweep that was asked for, or the single job where none was. Raises UsageError."""
+    """Returns the sweep that was asked for, or the single job where none was. Raises UsageError."""
     axes = _axes(overrides)
     first = _first(axes, composed) if asked.multirun else composed([values[0] for values in axes.values()])
     if asked.multirun or (first and first.multirun):
@@ -70,7 +70,7 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
         if len(axes.pop(key, [])) > 1:
             raise UsageError(f"{key}: is about the whole sweep and has one value.")
     for o in overrides:
-        # asked of before anything is composed, which would be refused for another reason
+        # a missing plugin is named here: composing the jobs would be refused for another reason
         if o.key_or_group in ("hydra/launcher", "hydra/sweeper"):
             plugins.refuse_missing(o.key_or_group.removeprefix("hydra/"), str(o.value()))
     launcher, sweeper = ((first and first.choices.get(f"hydra/{part}")) or "basic" for part in ("launcher", "sweeper"))
@@ -118,7 +118,7 @@ def _sweep(axes: Axes, overrides: list[Override], first: Composed | None, compos
 
 
 def _refuse_of_no_sweep(overrides: list[Override]) -> None:
-    """Raises UsageError for what a sweep has no use for, or is given twice."""
+    """Raises UsageError for settings that a sweep has no use for, and for a sweep's directory that is given twice."""
     given = {o.key_or_group: o for o in overrides}
     for key, instead in _INSTEAD.items():
         if key in given and given[key].value() != "minimize":
@@ -134,7 +134,9 @@ def _refuse_of_no_sweep(overrides: list[Override]) -> None:
 def _checked(
     combinations: list[list[str]], axes: Axes, varying: list[str], composed: Compose
 ) -> tuple[list[SweepJob], list[tuple[str, str]]]:
-    """The jobs that can run, and the combinations that cannot, with the reason. Raises UsageError for a wrong word."""
+    """Returns the jobs that can run, and the combinations that cannot, each with the reason. Raises UsageError for an
+    override that is wrong by itself, and where no combination can run.
+    """
     checks = _Checks(composed)
     fails: dict[int, str] = {}
     for check in (checks.outline, checks.extent):
@@ -159,7 +161,7 @@ def _checked(
 
 
 def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) -> Iterator[tuple[str, str]]:
-    """A line and its sentence for every combination that fails, or for all that differ by one of the `seeds` only."""
+    """Yields a line and the reason for every combination that fails; one line where it fails for all `seeds`."""
     alike: dict[tuple[str, str], list[int]] = {}
     for i, sentence in fails.items():
         alike.setdefault((" ".join(w for w in words[i] if not w.startswith("seed=")), sentence), []).append(i)
@@ -171,12 +173,12 @@ def _left_out(words: dict[int, list[str]], fails: dict[int, str], seeds: int) ->
 
 
 def apart(settings: Settings) -> Settings:
-    """A job's settings without those of its sweep, which an experiment may have given."""
+    """Returns a job's settings without those about its sweep, which an experiment may have set."""
     return replace(settings, **{key: getattr(Settings, key) for key in OF_SWEEPS})
 
 
 class _Checks:
-    """Combinations of words, each made into what is known of it once. Both raise UsageError for one that cannot run."""
+    """Checks combinations of overrides, each once. `outline` and `extent` raise UsageError for one that cannot run."""
 
     def __init__(self, composed: Compose):
         self._composed = composed
@@ -193,11 +195,13 @@ class _Checks:
         return known
 
     def outline(self, words: Sequence[str]) -> Outline:
-        """Checked as far as can be without loading data."""
+        """Returns the outline of a run, checked as far as possible without loading data."""
         return self._once(tuple(words), lambda: single_run.checked(self._composed(words).settings)[0])
 
     def extent(self, words: Sequence[str]) -> tuple[int | None, int]:
-        """Steps and memory, which data, model and start tell; what they depend on is loaded once a combination."""
+        """Returns the run's steps and memory. Finding them takes loading data and model, which happens once for each
+        combination of the settings in `key`.
+        """
         outline = self.outline(words)
         s = outline.settings
         key = json.dumps(
@@ -215,7 +219,7 @@ class _Checks:
 
 
 def _wrong(check: Callable[[Sequence[str]], object], words: Sequence[str]) -> str | None:
-    """What `check` refuses these words for."""
+    """Returns the reason for which `check` refuses these words, or None."""
     try:
         check(words)
     except UsageError as e:
@@ -226,10 +230,10 @@ def _wrong(check: Callable[[Sequence[str]], object], words: Sequence[str]) -> st
 def _refuse_wrong_by_itself(
     combinations: list[list[str]], fails: dict[int, str], check: Callable[[Sequence[str]], object]
 ) -> None:
-    """Raises UsageError for an override that fails wherever it occurs and, alone, for the same reason."""
+    """Raises UsageError for an override that fails in all combinations with it, and alone for the same reason."""
     for i, sentence in fails.items():
         own = single_run.own(combinations[i])
-        about_hydra = [w for w in combinations[i] if w not in own]  # where configurations are looked for, above all
+        about_hydra = [w for w in combinations[i] if w not in own]  # such as where configurations are looked for
         for word in own:
             everywhere = all(j in fails for j, words in enumerate(combinations) if word in words)
             if everywhere and _wrong(check, [*about_hydra, word]) == sentence:
@@ -237,7 +241,7 @@ def _refuse_wrong_by_itself(
 
 
 def _axes(overrides: Sequence[Override]) -> Axes:
-    """Every key with its values as overrides, in the order given; of an interval, its ends."""
+    """Returns the values of every key as overrides, in the order given; for an interval, its two ends."""
     axes: Axes = {}
     for o in overrides:
         key = o.get_key_element()
@@ -253,7 +257,7 @@ def _axes(overrides: Sequence[Override]) -> Axes:
         if isinstance(given, Glob):
             names = given.filter(compose.options(key, [w.input_line or "" for w in overrides]))
         else:
-            names = [value.replace("\\:", ":") for value in o.sweep_string_iterator()]  # it escapes what needs none
+            names = [value.replace("\\:", ":") for value in o.sweep_string_iterator()]  # Hydra escapes colons
         axes[key] = [f"{key}={name}" for name in names]
         if not axes[key]:
             raise UsageError(f"{o.input_line}: has no values, so there is nothing to run.")
@@ -264,7 +268,7 @@ def _axes(overrides: Sequence[Override]) -> Axes:
 
 
 def _first(axes: Axes, composed: Compose) -> Composed | None:
-    """The first combination that composes: what Hydra's own settings are is the same in all of them."""
+    """Returns the first combination that composes, to read Hydra's own settings from: they are the same in all."""
     for words in itertools.islice(itertools.product(*axes.values()), 64):
         try:
             return composed(words)
@@ -274,10 +278,10 @@ def _first(axes: Axes, composed: Compose) -> Composed | None:
 
 
 def _root(name: str | None, fixed: list[str], varying: list[str], first: Composed | None) -> Path:
-    """The sweep's directory: as chosen, or named by its experiment and everything but the swept values. Raises
-    UsageError.
+    """Returns the sweep's directory: the chosen one, or one named by the experiment and everything but the swept
+    values. Raises UsageError.
 
-    No date is in it, so that the same command finds it again and goes on where it stopped.
+    The name has no date, so that the same command finds the sweep again and goes on where it stopped.
     """
     if name is not None and (not name or name != run_directory.clean(name) or name.startswith(".")):
         raise UsageError(f"sweep={name}: is the name of a directory, of letters, digits and =,._- only.")

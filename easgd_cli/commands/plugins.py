@@ -20,7 +20,7 @@ LAUNCHERS = [option for part, option in _EXTRAS if part == "launcher"]
 
 
 def check(launcher: str, sweeper: str) -> None:
-    """Raises UsageError where one of them is not installed or has nothing to hand jobs to."""
+    """Raises UsageError where one of these two plugins is not installed, or SLURM is missing on this machine."""
     refuse_missing("launcher", launcher)
     refuse_missing("sweeper", sweeper)
     if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
@@ -31,7 +31,7 @@ def check(launcher: str, sweeper: str) -> None:
 
 
 def tasks(config: DictConfig) -> int:
-    """How many tasks of SLURM's a job of a sweep has, by what Hydra has composed."""
+    """Returns how many SLURM tasks each job of a sweep has, by the configuration that Hydra has composed."""
     launcher = config.hydra.launcher
     return int(launcher.get("nodes", 1)) * int(launcher.get("tasks_per_node", 1))
 

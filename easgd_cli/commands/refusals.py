@@ -1,7 +1,6 @@
-"""What was wrong with a configuration, in a sentence about the key and value as the user wrote them, on the command
-line or in a file.
+"""Sentences on a wrong configuration, with the key and value as the user wrote them, on the command line or in a file.
 
-Hydra and OmegaConf tell what they could not do; here it becomes what to write instead.
+Hydra's and OmegaConf's errors say what they could not do; these sentences say what to write instead.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from easgd_cli.errors import UsageError
 from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 
-# Hydra's own groups, each the section of its name.
+# Hydra's own groups; an option of each fills the section of the same name.
 _HYDRAS_GROUPS = r"hydra\.(callbacks|env|help|hydra_help|hydra_logging|job_logging|launcher|sweeper(\.sampler)?)"
 
 
 def missing(e: MissingConfigException, config_name: str) -> str:
-    """A group has no such option."""
+    """Returns the sentence on an option that its group does not have, or a root configuration that does not exist."""
     group, _, name = (e.missing_cfg_file or "").rpartition("/")
     if e.missing_cfg_file == config_name:
         return f"--config-name {config_name}: there is no {config_name}.yaml among the configurations."
@@ -35,7 +34,7 @@ def missing(e: MissingConfigException, config_name: str) -> str:
         plugins.refuse_missing(group.removeprefix("hydra/"), name)
     known = [o for o in (e.options or []) if ":" not in o]
     if group == "model" and "torchvision" in known:
-        from easgd_cli.data.vision import torchvision  # here: it takes a second, which only a net of that name is worth
+        from easgd_cli.data.vision import torchvision  # here, since the import takes a second
 
         nets = {names.folded(net): net for net in torchvision().models.list_models(module=torchvision().models)}
         if net := nets.get(names.folded(name)):
@@ -49,9 +48,9 @@ def missing(e: MissingConfigException, config_name: str) -> str:
 
 
 def sentence(e: BaseException, overrides: Sequence[str]) -> str:
-    """What `e`, raised while `overrides` were composed or resolved, says of them."""
+    """Returns the sentence on `e`, which was raised while `overrides` were composed or resolved."""
     if in_file := re.match(r"In '([^']+)': \w+ raised while composing config", str(e)):
-        assert e.__context__ is not None  # Hydra keeps only its first line
+        assert e.__context__ is not None  # the whole error, of which Hydra's own has only the first line
         return f"In {in_file[1]}.yaml: {_of_a_file(in_file[1].partition('/')[0], e.__context__)}"
     cause = e if isinstance(e, OmegaConfBaseException) else e.__cause__
     if isinstance(cause, InterpolationResolutionError):
@@ -91,13 +90,15 @@ def first_line(e: BaseException) -> str:
 
 
 def chosen_with_a_slash(written: str, group: str) -> str:
-    """A name was given to the section that an option of `group` fills."""
+    """Returns the sentence on a name that was given to a section; an option of `group` is what fills the section."""
     key, _, value = written.lstrip("+").partition("=")
     return f"{written}: {key} is a section; what fills it is chosen with a slash: {group}={value}."
 
 
 def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[str]) -> None:
-    """Raises UsageError where a value stands in a section's place: untyped ones, such as a plugin's, let it."""
+    """Raises UsageError for mistakes that OmegaConf accepts: a value in place of one of Hydra's sections, and a key
+    that + adds to a section with fixed keys.
+    """
     for group in (group for group in choices if group.startswith("hydra/")):
         node = OmegaConf.select(cfg, group.replace("/", "."))
         if node is not None and not isinstance(node, DictConfig):
@@ -112,7 +113,7 @@ def check_sections(cfg: DictConfig, choices: Iterable[str], overrides: Sequence[
 
 
 def _of_a_file(group: str, cause: BaseException) -> str:
-    """What is wrong with a file of `group`, which OmegaConf could not merge."""
+    """Returns what is wrong with a configuration file of `group` that OmegaConf could not merge."""
     key, value = getattr(cause, "full_key", None), getattr(cause, "value", None)
     if group == key == "experiment":
         return (
@@ -145,7 +146,7 @@ def _unknown(cause: Any, overrides: Sequence[str]) -> str:
 
 
 def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
-    """A value of another kind than the setting's."""
+    """Returns the sentence on a value of another type than the setting's."""
     full, item, _ = str(cause.full_key).partition("[")
     line, kind = names.written_as(full, overrides), _kind(cause)
     key, equals, value = line.partition("=")
@@ -180,7 +181,7 @@ def _wrong_type(cause: Any, overrides: Sequence[str]) -> str:
 
 
 def _kind(cause: Any) -> Any:
-    """The type that the schema gives the setting which could not be set, without None."""
+    """Returns the type, without None, that the schema gives to the setting that could not be set."""
     kind = (typing.get_type_hints(cause.object_type) if is_dataclass(cause.object_type) else {}).get(
         cause.key, cause.ref_type
     )

@@ -1,4 +1,4 @@
-"""`easgd train replay=RUN`: the exchanges of a recorded run again, in their order, on a virtual cluster."""
+"""`easgd train replay=RUN`: goes through the exchanges of a recorded run again, in order, on a virtual cluster."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from easgd_cli.settings.faults import Fault
 from easgd_cli.system.terminal import for_terminal, tell
 
 _CHANGEABLE = ("launcher.", "eval.", "checkpoint.", "hydra.run.dir")
-_OPTION = "launcher"  # whose option may be any virtual cluster
+_OPTION = "launcher"  # may be given, too, where it names a virtual cluster
 
 
 def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome, Path]:
-    """Runs that of `source` again and says whether its center is the recorded one. Raises UsageError and RunError."""
+    """Replays the run of `source`; prints whether its center is the recorded one. Raises UsageError and RunError."""
     given = f"replay={source}"
     others = _others(given, asked, overrides)
     source = _directory(given, source)
     with compose.composing(asked.config_name) as composed:
         words = asked.overrides if _OPTION in others else ["launcher=simulated", *asked.overrides]
-        virtual = composed(words)  # of which the cluster and the directory are taken
+        virtual = composed(words)  # used for its cluster and directory only
     if not isinstance(kinds.launcher(virtual.settings), kinds.Simulated):
         raise UsageError(
             f"{given} {others[_OPTION].input_line}: a recorded order is gone through on a virtual cluster; "
@@ -53,11 +53,11 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
             f"{given}: torch kept the workers of this run together (launcher={settings.launcher['name']}), so it has "
             "no order to go through; run its command again."
         )
-    threads = recorded.get("threads", settings.threads)  # sums round differently with another number
-    if settings.minutes is not None and recorded.get("steps"):  # which were the real clock's
+    threads = recorded.get("threads", settings.threads)  # another number rounds sums differently
+    if settings.minutes is not None and recorded.get("steps"):  # the minutes were the real clock's
         settings = replace(settings, minutes=None, steps=max(recorded["steps"].values()))
     summed = settings.launcher.get("transport") == "collective" and settings.workers > 2
-    faults_of_run = faults.read(settings)  # a replay has none
+    faults_of_run = faults.read(settings)  # read before `replay` is set: a replay has none
     # The recorded order ends where the run did, whatever ended it.
     settings = replace(settings, launcher=virtual.settings.launcher, replay=str(source), threads=threads, until={})
     outline, launcher = single_run.checked(settings)
@@ -81,7 +81,7 @@ def run(source: Path, asked: Arguments, overrides: Mapping[str, Any], command: s
 
 
 def _others(given: str, asked: Arguments, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given beside `replay`, by its key. Raises UsageError."""
+    """Returns the overrides beside `replay`, by key. Raises UsageError for those that a replay cannot have."""
     if asked.multirun:
         raise UsageError(f"{given}: one run is replayed at a time; leave out -m.")
     others = {key: o for key, o in overrides.items() if key != "replay"}
@@ -95,7 +95,7 @@ def _others(given: str, asked: Arguments, overrides: Mapping[str, Any]) -> dict[
 
 
 def _directory(given: str, source: Path) -> Path:
-    """Of the run. Raises UsageError."""
+    """Returns the run's absolute directory. Raises UsageError where it is missing or has no record of exchanges."""
     if not source.is_dir():
         raise UsageError(f"{given}: there is no such directory; give that of a run.")
     source = source.resolve()
@@ -105,7 +105,9 @@ def _directory(given: str, source: Path) -> Path:
 
 
 def _refuse_lost_nodes(given: str, faults_of_run: Sequence[Fault], variables: list[str], order: list[int]) -> None:
-    """Whoever came to a node while it was lost went on alone, and of that no exchange tells. Raises UsageError."""
+    """Raises UsageError where a variable was lost by a fault: workers that came to it then went on alone, and the
+    record of exchanges does not show which.
+    """
     served = Counter(variables[entry_place(entry)] for entry in order)
     for fault in faults_of_run:
         if fault.variable is not None and fault.exchange is not None and served[fault.variable] >= fault.exchange:
@@ -118,8 +120,8 @@ def _refuse_lost_nodes(given: str, faults_of_run: Sequence[Fault], variables: li
 def _refuse_half_steps(
     given: str, method: Method, order: Sequence[int], returns: Sequence[tuple[int, int, int, int]]
 ) -> None:
-    """A worker of gossip exchanges with its own variable and then with another's. One that died between the two, and
-    came back, has made half a step, which here it would end. Raises UsageError.
+    """Raises UsageError where a worker of gossip died in the middle of a step and came back. Such a worker exchanges
+    with its own variable and then with another's; it made the first exchange only, and a replay would make both.
     """
     places = list(method.variables)
     for at, worker, _, _ in returns:
@@ -135,15 +137,15 @@ def _refuse_half_steps(
 def _refuse_half_exchanges(
     given: str, masters: int, order: Sequence[int], returns: Sequence[tuple[int, int, int, int]]
 ) -> None:
-    """One that died while it told several masters of its message, and came back, has exchanged some slices and not the
-    others, which here it would end. Raises UsageError.
+    """Raises UsageError where a worker died while it sent a message to several masters, and came back: it exchanged
+    some slices and not the others, and a replay would exchange all.
     """
-    met: dict[int, list[list[int]]] = {}  # of each that came back: its exchanges with each master before that
+    met: dict[int, list[list[int]]] = {}  # of each worker that came back: its exchanges with each master before then
     for at, worker, _, master in returns:
         if master < masters:
             before = sum(entry == entry_of(worker, master) for entry in order[:at])
             found = met.setdefault(worker, [[] for _ in range(masters)])[master]
-            if before not in found:  # of several returns without an exchange in between one counts
+            if before not in found:  # several returns without an exchange in between count as one
                 found.append(before)
     for worker, of_masters in met.items():
         if any(found != of_masters[0] for found in of_masters):
@@ -155,10 +157,9 @@ def _refuse_half_exchanges(
 
 
 def _checked_order(source: Path, entries: reader.Entries) -> list[int]:
-    """The order of exchanges. Refuses one that is not the one that was recorded, as far as that is known. Raises
-    UsageError.
+    """Returns the order of exchanges. Raises UsageError for a file that has changed since it was recorded.
 
-    A run that was killed has told what it held at its last checkpoint.
+    Of a run that was killed, only the part up to its last checkpoint can be checked.
     """
     path = source / "exchanges.bin"
     order = reader.read_order(path, entries)
@@ -171,7 +172,9 @@ def _checked_order(source: Path, entries: reader.Entries) -> list[int]:
 
 
 def _compared(source: Path, path: Path, summed: bool) -> str:
-    """Whether both runs have ended in the same bits. `summed`: the recorded one added more than two by all-reduces."""
+    """Returns a sentence on whether both centers are equal bit for bit. `summed`: whether the recorded run added the
+    messages of more than two workers by all-reduces.
+    """
     import torch
 
     try:
@@ -179,7 +182,7 @@ def _compared(source: Path, path: Path, summed: bool) -> str:
         theirs, ours = (torch.load(file, weights_only=True) for file in files)
         apart = max((float((theirs[k].double() - v.double()).abs().max()) for k, v in ours.items()), default=0.0)
         same = theirs.keys() == ours.keys() and all(torch.equal(theirs[k], v) for k, v in ours.items())
-    except Exception as e:  # another file of theirs than this program writes
+    except Exception as e:  # a center.pt of the recorded run that this program has not written
         return f"The center cannot be held against that of {source} ({type(e).__name__})."
     if same:
         return f"The center is that of {source}, bit for bit."

@@ -85,12 +85,12 @@ def write(words: Sequence[str]) -> Path:
 
 
 def check(options: str) -> None:
-    """Refuses what cannot be the `report=` of a sweep. Raises UsageError."""
+    """Raises UsageError for `options` that cannot be the `report=` of a sweep."""
     _of_sweep(Path(), options)
 
 
 def at_the_end_of(root: Path, options: str) -> None:
-    """The report on the sweep in `root`. One that cannot be made costs the sweep a sentence and no more."""
+    """Makes the report on the sweep in `root`. Where that fails, prints a sentence and raises nothing."""
     print()
     try:
         _make(_of_sweep(root, options))
@@ -152,7 +152,7 @@ def _make(asked: _Asked) -> Path:
             f"--rows {','.join(asked.rows)}: no rows for {' and '.join(same)}, which is the same in all of these runs."
         )
     title = Path(asked.paths[0]).resolve().name if len(asked.paths) == 1 else f"{len(runs)} runs"
-    # before anything is printed, of which perhaps only the beginning is read
+    # before anything is printed, since a reader such as head may end the command early
     written = _write(out, title, c, said, tables, told, asked, rows)
     if asked.json is not None:
         content = json.dumps(table.numbers(c) | {"findings": said}, indent=1) + "\n"
@@ -216,7 +216,7 @@ def _level(text: str, value: str) -> float:
 
 
 def _show(t: ResultTable) -> None:
-    """A line a row, on a narrow terminal run over and no cell broken; there headings take several lines."""
+    """Prints the table. On a narrow terminal rows run over, cells stay whole, and headings are wrapped."""
     from rich.table import Table as Drawn
     from rich.text import Text
 
@@ -241,7 +241,7 @@ def _write(
     out: Path, title: str, c: Comparison, said: list[str], tables: list[ResultTable], notes: list[str], asked: _Asked,
     rows: list[str],
 ) -> list[str]:  # fmt: skip
-    """The figures and the page, each written beside and renamed; returns their names."""
+    """Writes the figures and the page, each whole or not at all; returns the files' names."""
     from easgd_cli import picture
     from easgd_cli.reports import curves, figures, grid, page
 
@@ -262,7 +262,7 @@ def _write(
 
 
 def _remove_earlier(out: Path, name: str) -> None:
-    """Removes a figure of an earlier report that this one does not draw; what its page has not is somebody's own."""
+    """Removes a figure of an earlier report that this one does not draw. A file that the earlier page lacks stays."""
     from easgd_cli.record import reader
     from easgd_cli.reports import page
 

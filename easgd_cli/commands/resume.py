@@ -1,6 +1,6 @@
-"""`easgd train resume=RUN`: a run goes on from its last checkpoint. `resume=auto`: it goes on, or begins.
+"""`easgd train resume=RUN`: a run goes on from its last checkpoint. `resume=auto`: goes on with a run, or begins it.
 
-What a run was started with stays; its length, when it is evaluated and when it is kept may change.
+A run keeps the settings that it was started with; only its length, evaluations and checkpoints may change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ AUTO = "auto"
 
 
 def run(path: Path, asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome | None, Path]:
-    """Goes on with the run in `path`; None where nothing is left to do, which is said. Raises UsageError, RunError."""
+    """Goes on with the run in `path`. Where nothing is left to do, prints that and returns None as outcome. Raises
+    UsageError and RunError.
+    """
     given = f"resume={path}"
     if asked.multirun:
         raise UsageError(
@@ -49,9 +51,9 @@ def run(path: Path, asked: Arguments, overrides: Mapping[str, Any], command: str
 
 
 def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[Outcome | None, Path]:
-    """Goes on with the run that the same command has begun before, if there is one with a checkpoint, else begins it;
-    None where nothing is left to do, which is said. So the same line can be started again and again, by a shell's loop
-    or a scheduler that puts a job back into its queue.
+    """Goes on with the run that the same command has begun before, or begins one where there is none with a checkpoint.
+    Where nothing is left to do, prints that and returns None as outcome. So a shell's loop, or a scheduler that puts a
+    job back into its queue, can start the same command again and again.
 
     The run is in hydra.run.dir where that is given, else in a directory named by the settings alone. Raises UsageError
     and RunError.
@@ -62,21 +64,21 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
     words = auto_words(asked, overrides)
     with compose.composing(asked.config_name) as composed:
         planned = composed(words)
-    if planned.multirun:  # an experiment's
+    if planned.multirun:  # an experiment may ask for a sweep
         raise UsageError(refused)
     now, path = planned.settings, Path(planned.run_dir).absolute()
     outline, launcher = single_run.checked(now)
     changes = _changes(path, now)
     if changes is not None:
         status = reader.summary_of(path).get("status")
-        if status == "diverged":  # which whoever starts the same again and again wants to hear as an end
+        if status == "diverged":  # an end and no error, so that a loop around the command stops
             print(for_terminal(f"{path} has diverged: that is its result, and nothing is left to do.", sys.stdout))
             return None, path
         if reader.checkpoints(path / "checkpoint") or status in run_directory.ENDED:
             tell(f"going on with {path}")
             new = {key: o for key, o in overrides.items() if going_on.changeable(key) and key in changes}
             return run(path, asked, new, command)
-        with run_directory.held(path):  # not while another process is about to write its first checkpoint
+        with run_directory.held(path):  # refuses a run in which another process is, before its first checkpoint
             aside = next(p for p in run_directory.candidates(path) if not p.exists())
             path.rename(aside)
         tell(f"{path} has no checkpoint to go on from: the run begins again, and what there was is in {aside.name}")
@@ -91,7 +93,7 @@ def auto(asked: Arguments, overrides: Mapping[str, Any], command: str) -> tuple[
 
 
 def auto_words(asked: Arguments, overrides: Mapping[str, Any]) -> list[str]:
-    """The words of resume=auto without that, the run's directory among them."""
+    """Returns the words of the command without resume=auto, and with hydra.run.dir= where that was not given."""
     words = [o for o in asked.overrides if o.partition("=")[0] != "resume"]
     if "hydra.run.dir" not in overrides:
         named = [o for o in words if not going_on.changeable(o.partition("=")[0])]
@@ -100,7 +102,9 @@ def auto_words(asked: Arguments, overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(path: Path, now: Settings) -> set[str] | None:
-    """The settings that differ from the run's in `path`; None: no run. Raises UsageError for one that may not."""
+    """Returns the keys in which `now` differs from the run in `path`; None where no run is there. Raises UsageError for
+    a setting that may not change.
+    """
     if not (path / "config.yaml").exists():
         return None
     before = compose.resumed(str(path / "config.yaml"), [], {})

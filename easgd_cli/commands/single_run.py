@@ -1,4 +1,4 @@
-"""One run: what is checked before it, its directory, and the launcher called. Of the command line and from Python."""
+"""Checks a run's settings, makes its directory and calls the launcher, for the command line and for python/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.system import interruption
 from easgd_cli.system.terminal import tell
 
-AsJob = Callable[[Path, Callable[[], Outcome]], Outcome]  # of a run's directory and what runs it there
+AsJob = Callable[[Path, Callable[[], Outcome]], Outcome]  # calls the given function in the run's directory
 
 
 def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
@@ -32,7 +32,7 @@ def _at_once(_: Path, run: Callable[[], Outcome]) -> Outcome:
 
 
 def checked(settings: Settings) -> tuple[Outline, Launcher]:
-    """What can be made, and refused, before data and model are loaded. Raises UsageError."""
+    """Checks settings as far as possible without loading data; returns outline and launcher. Raises UsageError."""
     schema.check(settings)
     groups.read(settings)
     given, made = faults.read(settings), build.outline(settings)
@@ -46,7 +46,7 @@ def checked(settings: Settings) -> tuple[Outline, Launcher]:
 
 
 def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
-    """A sentence for every setting given in `overrides` that this method, schedule and problem do not use."""
+    """Returns a sentence for every setting in `overrides` that this method, schedule, problem or launcher ignores."""
     settings, method = outline.settings, outline.rules
     groups = {name: getattr(settings, name) for name in ("algo", "schedule", "problem", "launcher")}
     algo, schedule, problem, launcher = (f"{name}={group['name']}" for name, group in groups.items())
@@ -79,12 +79,12 @@ def ineffective(outline: Outline, overrides: Sequence[str]) -> list[str]:
 
 
 def said_before(outline: Outline, overrides: Sequence[str]) -> list[str]:
-    """What a user is told before a new run: settings without effect, and a rate that is untuned."""
+    """Returns the warnings before a new run: on settings without effect, and on an untuned learning rate."""
     return ineffective(outline, overrides) + _untuned(outline.settings, overrides)
 
 
 def _untuned(settings: Settings, overrides: Sequence[str]) -> list[str]:
-    """A sentence where the rate is one that a method starts with on data of which nothing is known."""
+    """Returns a sentence where eta is only the rate that the method starts with on unknown data, else nothing."""
     row = configs.untuned(settings.algo["name"], settings.local["name"], settings.workers)
     name, given = settings.dataset["name"], {o.partition("=")[0] for o in overrides}
     known = configs.tuned(settings.algo["name"], name) or settings.dataset["target"] is None
@@ -102,11 +102,10 @@ def launch(
     outline: Outline, launcher: Launcher, path: Path, overrides: list[str], command: str, as_job: AsJob = _at_once,
     alone: bool = False, say: Callable[[str], object] = tell,
 ) -> tuple[Outcome, Path]:  # fmt: skip
-    """Prepares a new run, makes a directory for it, `path` or the next that is free, and runs it there, `as_job` of
-    Hydra's or at once. Before, tau=auto is settled, and what was chosen said with `say`.
+    """Prepares a new run, creates its directory, `path` or the next free one, and runs it there by `as_job`: as a job
+    of Hydra's, or at once. With tau=auto it first chooses the period, and prints it with `say`.
 
-    With `alone` it raises FileExistsError where another process has taken `path`. Raises UsageError, leaving no
-    directory, and RunError.
+    With `alone`, raises FileExistsError where `path` is taken. Raises UsageError, leaving no directory, and RunError.
     """
     with distributed.announced(launcher):
         prepared = auto_tau.chosen(build.experiment(outline), launcher, say)
@@ -115,7 +114,7 @@ def launch(
 
         def discard() -> None:
             for directory in made:
-                if not (directory / "summary.json").exists():  # which says that a run has begun there
+                if not (directory / "summary.json").exists():  # this file says that a run has begun
                     run_directory.discard(directory, above)
 
         with interruption.undone_by(discard), ExitStack() as holding:
@@ -123,10 +122,10 @@ def launch(
                 # Hydra may change the working directory (hydra.job.chdir)
                 path = run_directory.create(path, alone).absolute()
                 made.append(path)
-            # from the first moment: who looks for a place for the same run knows that this one is taken, and for what
+            # at once: a process that looks for a place for the same run sees that this one is taken, and by which run
             try:
                 holding.enter_context(run_directory.held(path))
-            except (UsageError, FileNotFoundError) as e:  # it was taken for what a killed process had left
+            except (UsageError, FileNotFoundError) as e:  # another process took it for the remains of a killed one
                 made.clear()
                 raise FileExistsError(f"{path}: another process has taken this directory at the same moment.") from e
             try:
@@ -142,11 +141,11 @@ def launch(
 def go_on(
     outline: Outline, launcher: Launcher, path: Path, overrides: list[str], command: str, doubts: Sequence[str] = ()
 ) -> Outcome:
-    """Goes on with the run in `path`, which the caller has found worth going on with, and tells the `doubts` there are
-    of its files. Raises UsageError and RunError.
+    """Goes on with the run in `path`, once the caller has found that something is left to do. Prints the `doubts` about
+    its files. Raises UsageError and RunError.
     """
     settings = outline.settings
-    from easgd_cli.record.checkpoint import steps_taken  # here, since it loads torch, for which a refusal does not wait
+    from easgd_cli.record.checkpoint import steps_taken  # here, since it imports torch: a refusal does not wait for it
     from easgd_cli.record.resumption import check
 
     with distributed.announced(launcher), run_directory.held(path):
@@ -174,17 +173,17 @@ def go_on(
             tell(sentence)
         for one in damaged:
             tell(f"{one.fact.partition(';')[0]}; going on from {resumed.name}, the one before it.")
-        # only now: a run that cannot go on keeps what it had
+        # only now, so that a run that cannot go on keeps its config.yaml
         run_directory.write_config(path, replace(settings, new_record=False), overrides)
         return launcher(Job(path.absolute(), overrides, command, resume=True), prepared)
 
 
 def program(name: str) -> str:
-    """How the user can call `name`: by its name, or in full where easgd's environment is not on the path."""
+    """Returns the word by which the user calls `name`: its path where easgd's environment is not on PATH."""
     beside = Path(sys.executable).parent / name
     return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
 
 
 def looked_at(path: str) -> str:
-    """How to look at a run or sweep."""
+    """Returns the command that shows a run or sweep in TensorBoard."""
     return f"{program('tensorboard')} --logdir {shlex.quote(path)}"

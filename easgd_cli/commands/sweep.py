@@ -1,4 +1,4 @@
-"""`easgd train -m`: the jobs of a plan, each in its directory, a line for each, and a table of how each ended."""
+"""`easgd train -m`: runs the jobs of a plan, each in its directory; prints a line for each, then a table of results."""
 
 from __future__ import annotations
 
@@ -42,24 +42,26 @@ def run(plan: Plan, asked: Arguments, command: str) -> int:
     if plan.named:
         refuse_another(plan)
     with ExitStack() as lasting:
-        # before a directory is made, and until the jobs are over
+        # listens before a directory is made, and until the jobs are over
         shared = lasting.enter_context(distributed_sweep.listening(plan.jobs[0].settings)) if plan.basic else []
         return _run(plan, command, *_executor(plan, asked, shared), lasting)
 
 
 def _run(plan: Plan, command: str, executor: Executor, how: str, lasting: ExitStack) -> int:
-    """The same by this executor; `lasting` ends with the jobs. Raises UsageError and RunError."""
+    """Runs the jobs by `executor`, which `how` describes, and closes `lasting` when they are over. Shows how each
+    ended; returns the exit status. Raises UsageError and RunError.
+    """
     root = _made(plan.root)
     _tell_tensorboard(root, plan.jobs, command)
     from easgd_cli.record.display import say
-    from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for what draws tables
+    from easgd_cli.record.table import show_sweep  # here, so that a refusal does not wait for the import
 
     count = f"{len(plan.jobs)} run{'s' if len(plan.jobs) > 1 else ''}"
     say(f"{f'Runs to minimise {plan.objective}' if plan.objective else count} in {root}{how}")
     go_on = f"the sweep is in {root}; {_GO_ON}"
     with interruption.undone_by(lambda: interruption.tell(go_on)), unchanged_process(), ExitStack() as held:
-        with suppress(UsageError):  # somebody is looking just now
-            # by which `easgd report` knows whether the sweep goes on
+        with suppress(UsageError):  # a report may hold the directory at this moment
+            # held, so that `easgd report` sees that the sweep is running
             held.enter_context(run_directory.held(root, shared=True))
         sweep_file = SweepFile(plan, command)
         jobs = _Jobs(plan, sweep_file)
@@ -73,7 +75,7 @@ def _run(plan: Plan, command: str, executor: Executor, how: str, lasting: ExitSt
         say("")
         say(lambda: show_sweep([(name, said.status, _summary(said), _why(said)) for name, said in ended.items()]))
     if plan.objective is not None:
-        _tell_tensorboard(root, [], command)  # what was drawn is known only now
+        _tell_tensorboard(root, [], command)  # the drawn values are known only now
         sweep_file.choose(tell_best(plan, plan.objective))
     say(f"The sweep is in {root}; to look at it: {single_run.looked_at(str(root))}")
     statuses = {said.status for said in ended.values()}
@@ -82,13 +84,15 @@ def _run(plan: Plan, command: str, executor: Executor, how: str, lasting: ExitSt
     if any(said.status == FAILED and not said.before for said in ended.values()):
         say("To try again what failed, give the same command with retry=true.")
     whole = not statuses & {INTERRUPTED, NOT_STARTED}
-    if plan.report is not None and whole:  # else it goes on
+    if plan.report is not None and whole:  # else the sweep is to go on, and is reported on at its end
         report.at_the_end_of(root, plan.report)
     return code or (0 if whole and not statuses & {FAILED, KILLED} else 1)
 
 
 def _executor(plan: Plan, asked: Arguments, shared: list[int]) -> tuple[Executor, str]:
-    """Who runs the jobs, whose processes inherit the descriptors `shared`, and how, in words. Raises UsageError."""
+    """Returns the executor of the jobs, and how it runs them, in words. `shared`: descriptors that the processes of
+    easgd's own executor inherit. Raises UsageError.
+    """
     if not plan.basic:
         hydra = HydraExecutor(plan, asked.overrides, asked.config_name, configs.directory(), PROGRAM)
         return hydra, f", by {plan.plugins}"
@@ -102,7 +106,7 @@ def _executor(plan: Plan, asked: Arguments, shared: list[int]) -> tuple[Executor
 
 
 def _made(root: Path) -> Path:
-    """The sweep's directory. Raises UsageError."""
+    """Creates the sweep's directory, where it is missing, and returns it. Raises UsageError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -118,7 +122,7 @@ def _made(root: Path) -> Path:
 
 
 class _Jobs:
-    """What is known of the jobs: told to sweep.json and to the view as it changes."""
+    """How each job stands. Every change is passed on to sweep.json and to the view."""
 
     def __init__(self, plan: Plan, sweep_file: SweepFile):
         from easgd_cli.sweeps.view import SweepView
@@ -132,7 +136,7 @@ class _Jobs:
         self.view = SweepView(len(self._planned) if plan.objective is None else None)
 
     def begin(self, job: SweepJob) -> bool:
-        """Whether a job whose turn has come is to run."""
+        """Returns whether a job whose turn has come is to run. Notes the status of a job that is over already."""
         found = self._directories[job.name] = job_directory.find(
             self._plan.root / job.name, job.settings, self._plan.retry
         )
@@ -141,7 +145,7 @@ class _Jobs:
         return not found.over
 
     def tell(self, name: str, said: JobStatus) -> None:
-        """A job runs, or has ended."""
+        """Notes that a job runs, or how it has ended."""
         title, job, objective = self._titles.get(name, name), self._planned.get(name), self._plan.objective
         if said.status == RUNNING:
             self._file.note(name, said)
@@ -149,22 +153,22 @@ class _Jobs:
             self.view.begun(title, path, job.steps if job else None, job.settings.minutes if job else None)
             return
         self._ended[name] = said
-        if said.status == FAILED and said.path is None and job is not None:  # it could not leave that itself
+        if said.status == FAILED and said.path is None and job is not None:  # the job could not record that itself
             path = self._directories[name].path
             job_directory.leave_failure(path, job.settings, own(job.words), said.reason or "no reason is known")
-        # else the value follows
+        # else the job is told of again, once its value is known
         if objective is None or said.objective is not None or said.status not in run_directory.ENDED:
             self._file.note(name, said)
             self.view.ended(title, said.status, line(said, objective))
 
     def all(self) -> dict[str, JobStatus]:
-        """How every job that was planned or drawn has ended, in their order."""
+        """Returns how every job, planned or drawn, has ended, in order."""
         names = dict.fromkeys([*self._planned, *self._ended])
         return {name: self._ended.get(name, JobStatus(NOT_STARTED)) for name in names}
 
 
 def line(said: JobStatus, objective: Objective | None = None) -> str:
-    """How a job ended, in a line; where it was judged by an `objective`, its value."""
+    """Returns a line on how a job ended; with its value where it was judged by an `objective`."""
     if objective is not None and said.objective is not None:
         return f"{said.status}, {objective.shown(math.inf if said.value is None else said.value)}"
     if said.before and said.status != FAILED:
@@ -176,7 +180,7 @@ def line(said: JobStatus, objective: Objective | None = None) -> str:
 
 
 def _why(said: JobStatus) -> str | None:
-    """What to know of a job that has no result."""
+    """Returns why a job has no result, or None."""
     if said.status == FAILED and said.before:
         return f"{(said.reason or 'no reason is known').rstrip('.')}. That was before; retry=true tries it again."
     return said.reason
@@ -187,7 +191,7 @@ def _summary(said: JobStatus) -> dict[str, Any]:
 
 
 def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
-    """Says which job of this sweep, earlier starts' among them, has the smallest value; returns it, or None."""
+    """Prints which job of this sweep, earlier starts included, has the smallest value; returns it, or None."""
     said = {name: job_status.read(plan.root, name) for name in job_status.names(plan.root)}
     judged = {name: s for name, s in said.items() if s.objective == str(objective) and s.path and Path(s.path).is_dir()}
     measured = {name: s.value for name, s in judged.items() if s.value is not None}
@@ -209,12 +213,12 @@ def tell_best(plan: Plan, objective: Objective) -> dict[str, Any] | None:
 
 
 def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
-    """What the HParams tab compares, of these jobs and of those of an earlier start; and the sweep's command."""
+    """Writes for TensorBoard the sweep's command, and its jobs, also of earlier starts, for the HParams tab."""
     from easgd_cli.record.initial_record import as_is, hparams
     from easgd_cli.record.tensorboard import write_sweep
 
     known: dict[str, tuple[dict[str, Any], Metrics]] = {}
-    declared: dict[str, Metrics] = {}  # of a user's data set they are known once it is loaded
+    declared: dict[str, Metrics] = {}  # each found once, since it may take loading a user's data set
     for job in jobs:
         s = job.settings
         key, found = json.dumps([s.problem, s.dataset, s.task], sort_keys=True), hparams(s, job.outline.rules)
@@ -222,7 +226,8 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
             declared[key] = build.declared_metrics(s)
         known[json.dumps(found, sort_keys=True)] = found, declared[key]
     for path in sorted(root.glob("*/summary.json")):
-        # of one of another version, or damaged, the curves are shown all the same; its code is not run to look at it
+        # a run of another version, or a damaged one, is left out; its curves are shown all the same. The user's code
+        # that a run names is not run here.
         with suppress(UsageError):
             summary = reader.summary_of(path.parent)
             said = summary.get("hparams", {}).items()
@@ -234,6 +239,6 @@ def _tell_tensorboard(root: Path, jobs: list[SweepJob], command: str) -> None:
 
 
 def _warn_ineffective(jobs: list[SweepJob]) -> None:
-    """Once for each setting and method, however many jobs have both."""
+    """Prints each warning before a run once, however many jobs it is about."""
     for text in dict.fromkeys(line for job in jobs for line in single_run.said_before(job.outline, job.words)):
         tell(text)

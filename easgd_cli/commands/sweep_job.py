@@ -1,7 +1,7 @@
 """One job of a sweep, in a process of its own: `python -m easgd_cli.commands.sweep_job PARENT ROOT NAME WORDS`.
 
-It says how it stands in logs/NAME.json of the sweep in ROOT (sweeps/job_status.py). With PARENT alone: a task of a
-job of SLURM's that is not the first, which joins the run that the first makes, and says nothing of it there.
+The process writes the job's status to logs/NAME.json of the sweep in ROOT (sweeps/job_status.py). With PARENT alone, it
+is a further task of a SLURM job: it joins the run that the first task makes, and writes no status.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ _Made = tuple[Outline, Launcher]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the job NAME, the second of `argv`, goes on with it, or finds that it has ended; returns the run's exit
-    status.
-
-    WORDS are its settings, as after `easgd train`, and retry= of the sweep.
+    """Runs the job NAME, goes on with it, or finds that it has ended; returns the run's exit status. `argv`: ROOT, NAME
+    and WORDS, which are the job's settings as after `easgd train`, and retry= of the sweep; none for a further task.
     """
     if not argv:
         return _follow()
@@ -61,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             said, code = _run(root, name, job, made, overrides, asked.config_name, retry="retry=true" in words)
     except (UsageError, RunError) as e:
         print(f"easgd: {e}", file=sys.stderr)
-        with suppress(RunError):  # which it may be
+        with suppress(RunError):  # the error may be that this very file cannot be written
             job_status.write(root, name, JobStatus(FAILED, str(e)))
         return 2 if isinstance(e, UsageError) else 1
     if said is not None:
@@ -70,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _follow() -> int:
-    """Takes part in the job; returns the run's exit status."""
+    """Takes part in the run of the job's first task; returns the run's exit status."""
     try:
         with interruption.ending_the_process():
             started = world()
@@ -83,7 +81,9 @@ def _follow() -> int:
 def _run(
     root: Path, name: str, job: Composed, made: _Made, overrides: list[str], config_name: str, retry: bool
 ) -> tuple[JobStatus | None, int]:
-    """The job where its directory is. Nothing is to be said of one that another sweep runs, or has just run."""
+    """Runs the job in its directory. Returns its status, or None where another sweep runs the job or has just run it
+    and so writes the status; and the exit status.
+    """
     while True:
         found = job_directory.find(root / name, job.settings, retry)
         if found.over:
@@ -97,7 +97,9 @@ def _run(
 def _launch(
     found: JobDirectory, job: Composed, made: _Made, overrides: list[str], config_name: str
 ) -> tuple[JobStatus, int]:
-    """A new run in the directory, or the one that was stopped there, whatever becomes of it. Raises FileExistsError."""
+    """Begins the run in the directory, or goes on with one that was stopped there; an error becomes its status. Raises
+    FileExistsError where another sweep has just taken the directory.
+    """
     path, settings = found.path, job.settings
     try:
         if found.status == STOPPED:
@@ -123,16 +125,16 @@ def _launch(
 
 
 def _alone(path: Path, overrides: list[str], config_name: str) -> list[str]:
-    """The words after `easgd train` that run this job by itself."""
+    """Returns the words after `easgd train` that run this job by itself."""
     root = [] if config_name == arguments.ROOT else ["--config-name", config_name]
     words = [w for w in overrides if not w.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    # the last since an experiment may ask for a sweep
+    # hydra.mode=RUN, since an experiment may ask for a sweep
     return [*root, *words, arguments.run_dir(path), "hydra.mode=RUN"]
 
 
 if __name__ == "__main__":
-    # SLURM sends a job's time running out, or its preemption, as SIGUSR2 to every process of it. submitit, which has
-    # started this one, reacts; unheeded, the signal would kill the workers.
+    # SLURM sends SIGUSR2 to every process of a job that is preempted or out of time. submitit, which has started this
+    # process, reacts to it. It is ignored here, since it would kill the workers.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     interruption.end_with(int(sys.argv[1]), signal.SIGTERM)  # with a checkpoint
     sys.exit(main(sys.argv[2:]))

@@ -92,7 +92,7 @@ def _show(study: Study, written: Sequence[Path]) -> None:
 
 
 def _text(table: Table) -> str:
-    """The table as it stands in a terminal or a file: every digit, whatever the width."""
+    """Returns the table as text, with every digit, however narrow the terminal is."""
     kept = [n for n, column in enumerate(table.columns) if column not in table.unprinted]
     headings = [table.columns[n].split("_") for n in kept]
     deep = max(map(len, headings))

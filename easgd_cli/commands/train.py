@@ -1,7 +1,7 @@
-"""`easgd train`: compose, check everything, make the run's directory, call the launcher.
+"""`easgd train`: composes, checks everything, makes the run's directory, calls the launcher.
 
-Whatever a user can get wrong is found before the first process or directory is made. Only then does the run begin, as a
-job of Hydra's, so that its callbacks, environment and run-time values (`${hydra:...}`) are what its users expect.
+Users' mistakes are found before the first process or directory is made. Only then does the run begin, as a job of
+Hydra's: so it has the callbacks, environment and run-time values (`${hydra:...}`) that Hydra's users expect.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _gone_on(asked: Arguments, overrides: dict[str, Override], command: str) -> int | None:
-    """Goes on with a run, or goes through one again; the exit status, None where neither is asked for."""
+    """Goes on with a run or replays one, as asked. Returns the exit status, None where neither is asked for."""
     if (resumed := arguments.directory(overrides.get("resume"))) is not None:
         others = {k: o for k, o in overrides.items() if k != "resume"}
         if str(resumed) == resume.AUTO:
@@ -118,7 +118,7 @@ def _value(overrides: Mapping[str, Override], key: str, usual: Any) -> Any:
 
 
 def _processes(started: World | None, overrides: Mapping[str, Override]) -> int | None:
-    """Of how many processes of torchrun's, or tasks of SLURM's, a run is; None where they are started by neither."""
+    """Returns how many processes of torchrun's or tasks of SLURM's a run has; None where neither starts it."""
     if _value(overrides, "hydra/launcher", None) != "submitit_slurm":
         return None if started is None else started.size
     counts = [_value(overrides, f"hydra.launcher.{key}", 1) for key in ("nodes", "tasks_per_node")]
@@ -126,7 +126,9 @@ def _processes(started: World | None, overrides: Mapping[str, Override]) -> int 
 
 
 def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | None:
-    """The run that is to go on, where it is of many machines: its own settings say that, or with resume=auto these."""
+    """Returns the directory of the run that is to go on, if its launcher is distributed by its own settings or, with
+    resume=auto, by those given; else None.
+    """
     path = arguments.directory(overrides.get("resume"))
     if path is not None and str(path) == resume.AUTO:
         words = arguments.parse_overrides(resume.auto_words(asked, overrides)) if _distributed(overrides) else []
@@ -138,7 +140,7 @@ def _going_on(asked: Arguments, overrides: Mapping[str, Override]) -> Path | Non
 
 
 def _followed(started: World, path: Path) -> int:
-    """Takes part in the run that goes on, unless it has ended: then nobody listens. Raises UsageError and RunError."""
+    """Takes part in the run in `path`. Returns 0 if it has ended already. Raises UsageError and RunError."""
     try:
         return join.follow(started)
     except RunError:
@@ -148,14 +150,16 @@ def _followed(started: World, path: Path) -> int:
 
 
 def _told(outcome: Outcome | None, path: Path) -> int:
-    """Says where a run is and how it ended, None: there was nothing left to do; returns the exit status."""
+    """Prints where a run is, why it failed, and how to go on with it; returns the exit status. `outcome`: None where
+    nothing was left to do.
+    """
     if outcome is None:
         return 0
     try:
         shown = os.path.relpath(path)
-        if shown.startswith("..") or os.getcwd() == "/":  # where a run goes whose working directory has been removed
+        if shown.startswith("..") or os.getcwd() == "/":  # a run goes to / when its working directory is removed
             shown = str(path)
-    except FileNotFoundError:  # it has just been
+    except FileNotFoundError:  # the working directory has just been removed
         shown = str(path)
     if outcome.status == "failed" and outcome.reason:
         tell(outcome.reason)
@@ -169,12 +173,12 @@ def _told(outcome: Outcome | None, path: Path) -> int:
 
 
 def _shown_by_hydra(asked: Arguments) -> int:
-    """Hydra's own printing options, and its scripts for completion."""
-    said = io.StringIO()  # printed at once: a logger that finds no reader any more tells of each line
+    """Prints what Hydra's own options ask for, completion included. Returns the exit status. Raises UsageError."""
+    said = io.StringIO()  # printed at once: once the reader is gone, Hydra's logger would complain of every line
     words = ["--config-name", asked.config_name, *asked.show, *asked.overrides]
     try:
         refused = hydra_job.said_by_hydra(asked.config_name, words, said, said)
-    except HydraException as e:  # of overrides that nobody has looked at, since nothing is run by them
+    except HydraException as e:  # raised for overrides that were not checked, since no run is made of them
         raise UsageError(f"{' '.join(asked.show)}: {' '.join(str(e).split()).rstrip('.')}.") from e
     if refused:
         raise UsageError(f"{' '.join(asked.show)}: {' '.join(said.getvalue().split()).rstrip('.')}.")

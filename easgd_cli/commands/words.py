@@ -1,4 +1,4 @@
-"""The words of a command that Hydra does not read: options with a value each, and names that may be mistyped."""
+"""Reads the words of a command that Hydra does not read: options with a value each, and names that may be mistyped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 
 def taken(words: Iterable[str], options: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """The values of these options, written `--name VALUE` or `--name=VALUE` ("": none), and the other words.
-    Of an option that is given twice the last counts.
+    """Returns the values of these options, written `--name VALUE` or `--name=VALUE` ("" where a value is missing), and
+    the other words. The last value of an option counts.
     """
     values: dict[str, str] = {}
     others, rest = [], iter(words)
@@ -22,6 +22,6 @@ def taken(words: Iterable[str], options: Collection[str]) -> tuple[dict[str, str
 
 
 def meant(name: str, known: Sequence[str]) -> str:
-    """What to write in place of a name that is not known: the end of a sentence."""
+    """Returns the end of a sentence on an unknown name: what to write in its place."""
     near = difflib.get_close_matches(name, known, 1)
     return f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."

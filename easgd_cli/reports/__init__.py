@@ -1,4 +1,4 @@
-"""What runs have shown, side by side: their record read, grouped over seeds, as numbers, figures and a page.
+"""Reports on runs, side by side: reads their records, groups them over seeds, makes tables, figures and a page of them.
 
-Nothing here writes into a run or takes part in one; running and broken off runs are read as they stand.
+Nothing here writes into a run or takes part in one. Runs that still run, or were broken off, are read as they stand.
 """

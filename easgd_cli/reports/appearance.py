@@ -1,4 +1,4 @@
-"""What the figures of a comparison share: which colour, dash and hatch a name has, and how its seconds are called."""
+"""What the figures of a comparison share: the colour, dash and hatch of each name, and the words for seconds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from easgd_cli import picture
 from easgd_cli.reports.comparison import Comparison, label
 from easgd_cli.system.terminal import printable
 
-DASHES = ("-", "--", ":", "-.")  # of curves with one colour; further ones are paler
-HATCHES = (None, "///", "...", "xxx")  # the same of bars
-RANGES = 8  # at most, of curves in a panel or bars over one number of workers: more would hide each other
+DASHES = ("-", "--", ":", "-.")  # tell curves of one colour apart; after the last dash, the colour gets paler
+HATCHES = (None, "///", "...", "xxx")  # tell bars of one colour apart
+RANGES = 8  # the most curves in a panel, or bars side by side, that have ranges: more would hide each other
 
 
 def looks(c: Comparison, names: Mapping[int, str], without: Sequence[str]) -> dict[str, tuple[Any, int]]:
-    """The colour of each name, and which dash or hatch it has.
+    """Returns the colour of each name, and the number of its dash or hatch.
 
-    `names`: of each configuration, by its id, in a figure that says the values of `without` elsewhere.
-    A method, and whatever else is no number, has one colour in all figures; where there is one method only, every name
-    has its own.
+    `names`: the name of each configuration, by its id(). `without`: the settings that the figure shows elsewhere, and
+    not in names. Configurations with the same method, and the same other settings that are texts, have one colour, in
+    all figures; where that would be one colour for all, each name has its own.
     """
     texts = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in c.configurations)]
     named = [key for key in texts if key not in without]
@@ -46,5 +46,5 @@ def seconds(c: Comparison) -> str:
 
 
 def text(name: str) -> str:
-    """As it stands: a dollar sign begins no formula, and no control character breaks the file."""
+    """Returns the name for matplotlib: no dollar sign begins a formula, and no control character breaks the file."""
     return printable(name).replace("$", r"\$")

@@ -14,11 +14,11 @@ from easgd_cli.reports import appearance, table
 from easgd_cli.reports.comparison import Comparison, Configuration, Spread, label
 
 _Look = dict[str, Any]
-_Beside = Sequence[tuple[Spread, _Look]]  # what bars stand over one number of workers
+_Beside = Sequence[tuple[Spread, _Look]]  # the bars over one number of workers
 
 
 def bars(c: Comparison) -> Figure | None:
-    """Seconds to each level against the number of workers p; None where no run has reached one."""
+    """Draws the seconds to each level against the number of workers p; None where no run has reached a level."""
     levels = [level for level in c.levels if any(c.seconds_to(of, level) for of in c.configurations)]
     if not levels:
         return None
@@ -34,7 +34,7 @@ def bars(c: Comparison) -> Figure | None:
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
 
     def beside_at(p: int, level: float) -> _Beside:
-        """What stands over `p` workers."""
+        """Returns the bars over `p` workers: one for each configuration with a run that reached the level."""
         there = ((group[p], look) for group, look in zip(groups.values(), looks, strict=True) if p in group)
         return [(s, look) for of, look in there if (s := c.seconds_to(of, level))]
 
@@ -58,7 +58,7 @@ def bars(c: Comparison) -> Figure | None:
 
 
 def _draw_beside(panel: Axes, at: int, beside: _Beside, *, width: float, ranges: bool) -> None:
-    """The bars over one number of workers, side by side."""
+    """Draws the bars over one number of workers, side by side."""
     above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points"}
     above |= {"ha": "center", "va": "bottom", "fontsize": 6}
     for i, (s, look) in enumerate(beside):

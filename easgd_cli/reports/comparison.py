@@ -1,4 +1,4 @@
-"""Runs side by side: what they differ in, one row a configuration, mean and spread over its seeds."""
+"""Compares runs: the settings in which they differ, and for each configuration mean and spread over its seeds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from easgd_cli.settings import targets
 
 T = TypeVar("T")
 
-# Named first where they differ; the rest in the order of config.yaml.
+# Settings that are named first; the others follow in the order of config.yaml.
 _FIRST = ("problem", "dataset", "model", "algo", "launcher", "average", "tau", "workers")
 _TASK = ("problem", "dataset")
-# Settings that only some methods and schedules use, with the names by which their makers ask for them: alpha follows
-# from beta.
+# Settings that only some methods and schedules use, each with the parameters by which their makers ask for it. alpha
+# follows from beta, so a maker that asks for one of the two uses both.
 _ASKED_FOR = {"alpha": {"alpha", "beta"}, "beta": {"alpha", "beta"}, "delta": {"delta"}, "gamma": {"gamma"}}
-_LEVELS = 3  # how many are chosen where none are asked for
+_LEVELS = 3  # how many levels are chosen where none are asked for
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Of `n` finite values among `of`: mean, sample deviation (None of one), range. `values`: None where not finite."""
+    """Mean, sample standard deviation (None for one value) and range of the `n` finite values among `of`.
+
+    `values`: all of them, None for those that are not finite.
+    """
 
     mean: float
     std: float | None
@@ -41,7 +44,7 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """None where no value is finite."""
+    """Returns the spread of the values; None where no value is finite."""
     every = [v if v is not None and math.isfinite(v) else None for v in values]
     there = [v for v in every if v is not None]
     if not there:
@@ -52,10 +55,10 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ by their seed only. `values`: what tells it from the others. `label`: the same as `key=value`
-    words.
+    """Runs that differ by their seed only. `values`: the settings that tell them from other configurations; `label`:
+    these settings as `key=value` words.
 
-    Its numbers are those of its completed and diverged runs, where it has any: `counted`.
+    `counted`: the runs from which the numbers are taken: the completed and diverged ones, or all where there are none.
     """
 
     values: dict[str, Any]
@@ -70,12 +73,12 @@ class Configuration:
 
     @property
     def task(self) -> str:
-        """What is minimised. Errors and losses of different tasks mean different things."""
+        """Problem and data set as `key=value` words. Errors and losses of different tasks cannot be compared."""
         return label({key: self.setting(key) for key in _TASK})
 
     @property
     def virtual(self) -> bool:
-        """Whether its seconds are those of a simulation."""
+        """True if the seconds are those of a simulation."""
         return self.runs[0].virtual
 
     def over(self, of: Callable[[Run], float | None]) -> Spread | None:
@@ -87,10 +90,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`metric`: what is judged; `metrics`: those that the runs declare. `told_apart`: the settings that tell
-    configurations apart, as few as do;
-    `also_differ`: the others that differ. `levels` of the metric, the easiest first, with how they were chosen, and
-    `ladder`, the hardest first: those that could have been.
+    """`metric`: the one by which runs are judged; `metrics`: all that the runs declare. `told_apart`: settings enough
+    to tell the configurations apart; `also_differ`: the other settings that differ. `levels` of the metric, the easiest
+    first; `levels_chosen`: how they were chosen, None where they were asked for; `ladder`: the levels to choose from,
+    the hardest first. `baseline_chosen`: whether the user has named the baseline.
     """
 
     metric: Metric
@@ -112,7 +115,9 @@ class Comparison:
         return c.over(lambda run: run.seconds_to(self.metric.name, level))
 
     def speed_up(self, c: Configuration, level: float) -> float | None:
-        """Seconds of the baseline to the level over those of `c`, of one task and clock; None unless all reached it."""
+        """Returns the baseline's seconds to the level over those of `c`. None where their tasks or clocks differ, or a
+        run of either did not reach the level.
+        """
         if self.baseline is None or self.baseline.task != c.task or self.baseline.virtual != c.virtual:
             return None
         base, own = self.seconds_to(self.baseline, level), self.seconds_to(c, level)
@@ -124,14 +129,14 @@ class Comparison:
 def compare(
     runs: Sequence[Run], metric: str | None = None, levels: Sequence[float] = (), baseline: str | None = None
 ) -> Comparison:
-    """Raises UsageError where the metric was not measured, or the baseline is not one configuration."""
+    """Compares runs. Raises UsageError where the metric was not measured, or `baseline` is not one configuration."""
     metrics = functools.reduce(Metrics.together_with, (run.metrics for run in runs))
     judged = metrics[_metric(runs, metric)]
     runs = _without_unused(runs)
     keys = [key for key in dict.fromkeys([*_FIRST, *(k for run in runs for k in run.settings)]) if key != "seed"]
     differ = [key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1]
     told_apart: list[str] = []
-    for key in differ:  # one that splits no further follows from those before it
+    for key in differ:  # a setting that splits no group further follows from those before it
         if len(_split(runs, [*told_apart, key])) > len(_split(runs, told_apart)):
             told_apart.append(key)
     configurations = []
@@ -155,7 +160,7 @@ def compare(
 
 
 def _without_unused(runs: Sequence[Run]) -> list[Run]:
-    """The runs, with None for each symbol in which they differ and that their own method and schedule do not use."""
+    """Returns the runs, with None for symbols that differ between runs and that the run itself does not use."""
     differing = [key for key in _ASKED_FOR if len({repr(run.settings.get(key)) for run in runs}) > 1]
     if not differing:
         return list(runs)
@@ -166,7 +171,7 @@ def _without_unused(runs: Sequence[Run]) -> list[Run]:
 
 
 def _differs_where_used(runs: Sequence[Run], key: str) -> bool:
-    """Whether the runs that use it have it in several values."""
+    """Returns whether the runs that use this setting have several values of it."""
     return len({repr(run.settings.get(key)) for run in runs if key not in _ASKED_FOR or _is_used(_uses(run), key)}) > 1
 
 
@@ -175,7 +180,9 @@ def _is_used(uses: frozenset[str] | None, key: str) -> bool:
 
 
 def _uses(run: Run) -> frozenset[str] | None:
-    """The symbols that method and schedule use. An old run does not say so; of this package's own it is known."""
+    """Returns the symbols that method and schedule use. Where an old run has not recorded them, they are looked up for
+    easgd's own methods and schedules, and None for a user's.
+    """
     if run.symbols is not None:
         return frozenset(run.symbols)
     named = [str(run.settings.get(f"{group}.target")) for group in ("algo", "schedule")]
@@ -187,17 +194,17 @@ def _own(method: str, schedule: str) -> frozenset[str] | None:
     try:
         makers = targets.locate("algo", method), targets.locate("schedule", schedule)
         return frozenset(name for maker in makers for name in targets.signature(maker))
-    except UsageError:  # of another version
+    except UsageError:  # a maker of another version of easgd
         return None
 
 
 def label(values: dict[str, Any]) -> str:
-    """`algo=easgd tau=10`; what a configuration does not use is left out."""
+    """Returns words such as `algo=easgd tau=10`, without settings that are None, which a configuration does not use."""
     return " ".join(f"{key}={written(value)}" for key, value in values.items() if value is not None)
 
 
 def written(value: Any) -> str:
-    """A setting's value as on the command line."""
+    """Returns a setting's value as it is written on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, bool):
@@ -221,7 +228,7 @@ def _metric(runs: Sequence[Run], asked: str | None) -> str:
 
 
 def grouped(those: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
-    """By what `key` says of each, in their order."""
+    """Returns `those` in groups by their `key`, in their order."""
     groups: dict[str, list[T]] = {}
     for one in those:
         groups.setdefault(key(one), []).append(one)
@@ -233,13 +240,13 @@ def _split(runs: Sequence[Run], keys: Sequence[str]) -> list[list[Run]]:
 
 
 def order(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then texts as they sort; what is not used first."""
+    """Returns the sort key of a setting's value: None (not used) comes first, then numbers by size, then texts."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return (0, 0.0, "") if value is None else (1, float(value), "") if number else (2, 0.0, str(value))
 
 
 def _ladder(configurations: Sequence[Configuration], metric: Metric) -> list[float]:
-    """Of the series 1, 2, 5, 10 and so on what some run reached and none had at its start."""
+    """Returns the levels 1, 2, 5, 10 and so on that some run reached and none had at its start, the hardest first."""
     name, sign = metric.name, metric.sign
     starts = [
         sign * float(run.curve[name][0])
@@ -255,7 +262,7 @@ def _ladder(configurations: Sequence[Configuration], metric: Metric) -> list[flo
 
 
 def _levels(configurations: Sequence[Configuration], metric: Metric, ladder: Sequence[float]) -> list[float]:
-    """The hardest of them that at least half of the configurations reached."""
+    """Returns the hardest levels of the ladder that at least half of the configurations reached."""
     reached = [best for c in configurations if (best := _best(c, metric)) is not None]
     return [
         level for level in ladder if 2 * sum(metric.reached(best, level) for best in reached) >= len(configurations)
@@ -263,13 +270,13 @@ def _levels(configurations: Sequence[Configuration], metric: Metric, ladder: Seq
 
 
 def _best(c: Configuration, metric: Metric) -> float | None:
-    """The best value that one of its runs reached."""
+    """Returns the best value that any run of the configuration reached."""
     values = [float(run.curve[metric.name][at]) for run in c.counted if (at := run.best(metric.name)) is not None]
     return min(values, key=lambda value: metric.sign * value, default=None)
 
 
 def _sequential(configurations: Sequence[Configuration]) -> Configuration | None:
-    """The first with one worker, best one that exchanges with nobody."""
+    """Returns the first configuration of one worker without exchanges, else the first of one worker, else None."""
     alone = [c for c in configurations if c.setting("workers") == 1]
     if len(configurations) < 2 or not alone:
         return None
@@ -297,7 +304,7 @@ def _asked(text: str, configurations: Sequence[Configuration]) -> Configuration:
 
 
 def _words(text: str) -> list[str]:
-    """Split at commas, but for those within brackets."""
+    """Splits the text at commas outside brackets."""
     words, depth = [""], 0
     for c in text:
         depth += (c == "[") - (c == "]")

@@ -1,4 +1,4 @@
-"""The curves of a comparison: numbers, which the page draws, and a figure like the paper's (pp. 6-8, 24-29)."""
+"""The curves of a comparison: as numbers, which the page draws, and as a figure like the paper's (pp. 6-8, 24-29)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from easgd_cli.reports import appearance
 from easgd_cli.reports.comparison import Comparison, Configuration, label, order, written
 from easgd_cli.reports.reading import Run
 
-# the first of these that tells configurations apart, as others do, makes the rows of panels, unless others are asked
-# for
+# Unless --rows names others: the first of these settings in which configurations differ makes the rows of panels, if
+# they differ in another setting, too.
 _ROWS = ("tau", "workers")
 _SYMBOLS = {"tau": "τ", "workers": "p", "eta": "η", "gamma": "γ", "alpha": "α", "beta": "β", "delta": "δ"}
-_POINTS = 200  # at most, of a curve that is a mean over seeds
+_POINTS = 200  # the most points of a curve that is a mean over seeds
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A configuration in one panel: positions `at` [n], the `mean` over its runs there [n], and their least and
-    greatest values `range` [2, n], None of a single run. NaN where a run was not finite. `line`: its name."""
+    """A configuration's curve in one panel: positions `at` [n], the `mean` over its runs there [n], and `range` [2, n],
+    their least and greatest values, None for a single run. NaN where a run was not finite. `line`: the curve's name."""
 
     line: str
     at: np.ndarray
@@ -38,10 +38,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """What the figure of curves shows: `rows` of a title and, for each metric, the curves of one panel.
+    """The content of the figure of curves.
 
-    `x`: what the positions are; `shares_x`: whether all rows have one axis of them. `metrics`: as they are spoken of,
-    and whether their axis is logarithmic. `lines`: the colour, #rrggbb, and the dashes of every name.
+    `x`: label of the x axis; `shares_x`: whether all rows have the same x axis. `metrics`: label of each metric, and
+    whether its axis is logarithmic. `lines`: colour, #rrggbb, and dashes of every name. `rows`: title of each row of
+    panels and, for each metric, the curves of its panel.
     """
 
     x: str
@@ -52,7 +53,7 @@ class Curves:
 
 
 def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curves | None:
-    """The same as numbers; None where nothing was evaluated twice. `rows` as those of figures()."""
+    """Returns the curves as numbers; None where no run was evaluated twice. `rows`: as in figures()."""
     shown, keys = drawn(c, x), rows or _chosen_rows(c)
     if not shown:
         return None
@@ -68,7 +69,7 @@ def curves(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> Curve
     down = [[curve for _, panels in found for curve in panels[i]] for i in range(len(metrics))]
     return Curves(
         _x_label(c, x),
-        x != "bytes",  # they fall with tau
+        x != "bytes",  # bytes fall with tau, so each row of tau has an x axis of its own
         [(c.metrics[metric].labelled, _spans_decades(those)) for metric, those in zip(metrics, down, strict=True)],
         {name: (to_hex(looks[name][0]), appearance.DASHES[looks[name][1]]) for name in names},
         found,
@@ -84,7 +85,7 @@ def _curve(of: Configuration, metric: str, x: str, line: str) -> Curve | None:
 
 
 def _spans_decades(those: Sequence[Curve]) -> bool:
-    """Whether one axis of these is logarithmic: their values span more than a factor of ten, and none is below 0."""
+    """Returns whether these curves need a logarithmic axis: the values span more than a factor of ten, none below 0."""
     values = np.concatenate([np.zeros(0), *(curve.mean for curve in those)])
     values = values[np.isfinite(values)]
     above = values[values > 0]
@@ -123,7 +124,7 @@ def draw(shown: Curves) -> Figure:
 
 
 def _scale(panels: Sequence[Axes]) -> None:
-    """Panels with one logarithmic axis; a 0 lies below it."""
+    """Gives the panels one logarithmic y axis; values of 0 lie below its lower end."""
     least, most = min(panel.dataLim.minposy for panel in panels), max(panel.dataLim.y1 for panel in panels)
     panels[0].set_yscale("log", nonpositive="clip")  # the others share it
     for panel in panels:
@@ -134,7 +135,7 @@ def _scale(panels: Sequence[Axes]) -> None:
 
 
 def drawn(c: Comparison, x: str) -> list[Configuration]:
-    """Those with a curve: two evaluations that are not at the same place."""
+    """Returns the configurations that have a curve: two evaluations of a run at different positions."""
     return [
         of
         for of in c.configurations
@@ -143,7 +144,7 @@ def drawn(c: Comparison, x: str) -> list[Configuration]:
 
 
 def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[list[Any], list[Configuration]]]:
-    """The values of `keys` and configurations of each row; the sequential ones are in every row of tau or p."""
+    """Returns the values of `keys` and the configurations of each row; sequential ones are in every row of tau or p."""
     everywhere = [of for of in drawn if keys and set(keys) <= set(_ROWS) and of.runs[0].sequential]
     rows: dict[str, tuple[list[Any], list[Configuration]]] = {}
     for of in drawn:
@@ -157,7 +158,7 @@ def _rows(drawn: Sequence[Configuration], keys: Sequence[str]) -> list[tuple[lis
 
 
 def _line(of: Configuration, keys: Sequence[str]) -> str:
-    """What a curve is called among those of its panel."""
+    """Returns the name of a curve within its panel: the settings that the title of the row does not have."""
     named = {k: v for k, v in of.values.items() if k not in keys or of.runs[0].sequential}
     return label(named) or of.label or of.runs[0].path.name
 
@@ -172,9 +173,10 @@ def _metrics(c: Comparison) -> list[str]:
 
 
 def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [n] up to the end of the shortest curve, and each curve there [curves, n]; NaN where it was not finite.
+    """Returns positions [n] up to the end of the shortest curve, and each curve's values there [curves, n], NaN where
+    not finite.
 
-    Positions are points of the curves, but for those too close to the one before to be seen apart.
+    The positions are those of the curves' points, without points too close to the one before to be seen apart.
     """
     end = min(xs[-1] for xs, _ in curves)
     at = [0.0]
@@ -186,7 +188,7 @@ def on_a_common_axis(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[n
 
 
 def _chosen_rows(c: Comparison) -> list[str]:
-    """None where nothing else varies: curves that differ in one thing are compared in one panel."""
+    """Returns the setting that makes the rows; none if no other varies: then all curves share a panel."""
     return [key for key in _ROWS if key in c.told_apart][:1] if len(c.told_apart) > 1 else []
 
 
@@ -196,7 +198,7 @@ def _x_label(c: Comparison, x: str) -> str:
 
 
 def x_of(run: Run, x: str) -> np.ndarray:
-    """Where each evaluation lies: seconds, steps, or MB."""
+    """Returns the position of each evaluation [n]: seconds, steps, or MB."""
     if x == "bytes":
         return run.curve["exchanges"] * run.bytes_per_exchange / 1e6
     return run.curve[{"seconds": "seconds", "steps": "step"}[x]]

@@ -1,4 +1,4 @@
-"""What faults cost: the last value of the metric, and goodput, against the probability of a fault."""
+"""The figure of what faults cost: the last value of the metric, and goodput, against the probability of a fault."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from easgd_cli.reports.reading import Run
 
 
 def rate_of(c: Comparison) -> str | None:
-    """The setting that is the probability of a fault, where these runs differ in one."""
+    """Returns the setting that is the probability of a fault, if the runs differ in exactly one such; else None."""
     found = [key for key in c.told_apart if key.startswith("faults.") and key.endswith(".per_step")]
     return found[0] if len(found) == 1 else None
 
 
 def against_rate(c: Comparison, rate: str) -> Figure:
-    """The last value of the metric, and goodput, against that probability."""
+    """Draws the last value of the metric, and goodput, against the probability of a fault, the setting `rate`."""
     rising = sorted(c.configurations, key=lambda of: float(of.values[rate] or 0))
     groups = grouped(rising, lambda of: label({k: v for k, v in of.values.items() if k != rate}))
     looks = appearance.looks(c, {id(of): name for name, group in groups.items() for of in group}, [rate])

@@ -1,4 +1,4 @@
-"""A comparison in the form of the paper's figures, and what each shows in words."""
+"""Draws a comparison in the form of the paper's figures, and says in words what each shows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NAMES = ("curves", "seconds_to_level", "faults", "grid")
 
 
 def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict[str, Figure]:
-    """By name: `curves`, `seconds_to_level` where the number of workers varies, and `faults` where the rate of faults
-    does. What has nothing to show is left out.
+    """Returns the figures by name: `curves`, `seconds_to_level` where the number of workers varies, and `faults` where
+    the rate of faults does. A figure with nothing to show is left out.
 
-    `rows`: the settings whose values make the rows of panels, or none for a choice. To be called and saved within
-    picture.style().
+    `rows`: the settings whose values make the rows of panels; without them one is chosen. The figures are to be made
+    and saved within picture.style().
     """
     shown = curves.curves(c, x, rows)
     found = {
@@ -31,7 +31,7 @@ def figures(c: Comparison, x: str = "seconds", rows: Sequence[str] = ()) -> dict
 
 
 def caption(c: Comparison, figure: str, x: str = "seconds") -> str:
-    """What the figure shows, in sentences."""
+    """Returns sentences on what the figure shows."""
     most = max(len(of.counted) for of in c.configurations)
     if figure == "seconds_to_level":
         return _of_bars(c, most)

@@ -1,9 +1,9 @@
-"""What the tables say, in sentences: which configuration is best, how much sooner more workers are there, what
-communicating takes.
+"""Sentences on what the tables show: which configuration is best, how much sooner more workers reach a level, and what
+share of time communication takes.
 
-A configuration is told apart from the best where their intervals mean ± sample standard deviation do not overlap, its
-deviation taken to be no less than that of the best: a few seeds, or one, may agree by chance. That is a rule of thumb,
-said in every sentence that uses it, and no test: of two or three seeds not even the deviation is well known.
+A configuration is told apart from the best where their intervals, mean ± sample standard deviation, do not overlap. Its
+deviation is taken to be at least that of the best, since a few seeds, or one, may agree by chance. This is a rule of
+thumb, as every sentence that uses it says, and no test: two or three seeds do not even tell the deviation well.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from easgd_cli.record import run_directory
 from easgd_cli.reports import table
 from easgd_cli.reports.comparison import Comparison, Configuration, Spread, grouped, label
 
-_NAMED = 4  # configurations in a list before it says how many more there are
-_GROUPS = 8  # methods, or whatever else has names, before there are too many for a sentence each
+_NAMED = 4  # the most configurations that a list names, before it says how many more there are
+_GROUPS = 8  # the most groups, of a method each, that get a sentence each
 
 Measured = list[tuple[Configuration, Spread]]
 
 
 def findings(c: Comparison) -> list[str]:
-    """Sentences on every task by itself; none where there is nothing to say."""
+    """Returns sentences on each task by itself; none where there is nothing to say."""
     said, tasks = [], dict.fromkeys(of.task for of in c.configurations)
     for task in tasks:
         those = [of for of in c.configurations if of.task == task]
@@ -40,10 +40,10 @@ def _diverged(those: Sequence[Configuration]) -> list[str]:
 
 
 def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which ended best, of all and of each method, among those whose every run has ended with a number."""
+    """Says which configuration ended best, of all and of each method, if all of its runs ended with a finite value."""
     names = (c.metric.name, c.metric.name.removeprefix("test_"))
     if any(of.setting(f"until.{name}") is not None for of in those for name in names):
-        return []  # they ended where they were told to
+        return []  # until.METRIC ended these runs at a level, so their last values are no result
     ended = [of for of in those if all(run.status in run_directory.ENDED for run in of.counted)]
     groups, named, numbered = _by_name(c, ended)
 
@@ -58,9 +58,9 @@ def _best(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """Which was first at the hardest level that two configurations reached with every run."""
+    """Says which configuration was first at the hardest level that two configurations or more reached in every run."""
     if len({of.virtual for of in those}) > 1:
-        return []  # virtual seconds are not those of a clock
+        return []  # virtual and real seconds cannot be compared
     for level in reversed(c.levels):
         there = _at(c, those, level)
         if len(there) > 1:
@@ -69,7 +69,7 @@ def _soonest(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _with_more_workers(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """How much sooner more workers are than the fewest, all else equal, at the lowest level that both reached."""
+    """Says how much sooner more workers are than the fewest, all else equal, at the hardest level that both reached."""
     if "workers" not in c.told_apart or not c.ladder:
         return []
     others = [key for key in c.told_apart if key != "workers"]
@@ -98,7 +98,7 @@ def _sooner(c: Comparison, group: Sequence[Configuration]) -> str:
 
 
 def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
-    """The least and the greatest share of a worker's time, of those that exchange, for each method."""
+    """Says which share of a worker's time communication takes at least and at most, for each method that exchanges."""
 
     def shares(several: Sequence[Configuration]) -> Measured:
         return _all_there(several, lambda of: table.share(of, "communication"))
@@ -123,12 +123,12 @@ def _communication(c: Comparison, those: Sequence[Configuration]) -> list[str]:
 
 
 def _least(those: Measured, before: str, unit: str, name: Callable[[Configuration], str], sign: int = 1) -> list[str]:
-    """The one with the lowest mean times `sign`, or all that share it, and those not told apart from it."""
+    """Says which configuration has the lowest mean times `sign`, or which share it, and which are not told apart."""
     if len(those) < 2:
         return []
     _, s = min(those, key=lambda one: sign * one[1].mean)
     alike = [of for of, other in those if math.isclose(other.mean, s.mean, rel_tol=1e-9, abs_tol=0)]
-    # else their deviations differ
+    # configurations alike in the mean may differ in the deviation
     same = all(table.shown(other) == table.shown(s) for of, other in those if of in alike)
     number = table.shown(s) if same else f"{table.digits(s.mean)} in the mean"
     named = f"{_listed([name(of) for of in alike])}{' alike' if len(alike) > 1 else ''}"
@@ -149,14 +149,16 @@ def _least(those: Measured, before: str, unit: str, name: Callable[[Configuratio
 
 
 def _from_to(those: Measured, show: Callable[[float], str], name: Callable[[Configuration], str]) -> str:
-    """`0.4 % (tau=64) to 19.8 % (tau=1)`, or one number where they show the same."""
+    """Returns a text such as `0.4 % (tau=64) to 19.8 % (tau=1)`, or one number where both are shown alike."""
     (least, low), (most, high) = min(those, key=lambda one: one[1].mean), max(those, key=lambda one: one[1].mean)
     first, last = show(low.mean), show(high.mean)
     return first if first == last else f"{first} ({name(least)}) to {last} ({name(most)})"
 
 
 def _times(base: Spread, own: Spread) -> str:
-    """`2.9 times as soon (2.5 to 3.3)`: of the means, and in brackets the least and the greatest of two single runs."""
+    """Returns a text such as `2.9 times as soon (2.5 to 3.3 between single runs)`: the ratio of the means, and in
+    brackets the least and the greatest ratio of two single runs.
+    """
     if not base.least or not own.least:
         return "at once"
     times, least, most = base.mean / own.mean, base.least / own.most, base.most / own.least
@@ -176,19 +178,21 @@ def _at(c: Comparison, those: Sequence[Configuration], level: float) -> Measured
 
 
 def _all_there(those: Sequence[Configuration], of: Callable[[Configuration], Spread | None]) -> Measured:
-    """Those whose every run has the number."""
+    """Returns the configurations of which every run has the number, each with its spread."""
     return [(one, s) for one in those if (s := of(one)) is not None and s.n == s.of]
 
 
 def _by_name(c: Comparison, those: Sequence[Configuration]) -> tuple[list[list[Configuration]], list[str], list[str]]:
-    """Groups of the same method and other names, if several and not too many; these settings; the other settings."""
+    """Returns groups of configurations with the same method and other settings that are texts, none for one group or
+    too many; these settings; and the other settings.
+    """
     named = [key for key in c.told_apart if any(isinstance(of.values[key], str) for of in those)]
     groups = _groups(those, named)
     return groups if 1 < len(groups) <= _GROUPS else [], named, [key for key in c.told_apart if key not in named]
 
 
 def _groups(those: Sequence[Configuration], keys: Sequence[str]) -> list[list[Configuration]]:
-    """By the values of `keys`."""
+    """Returns `those` in groups by the values of `keys`."""
     return list(grouped(those, lambda of: repr([of.values[key] for key in keys])).values())
 
 

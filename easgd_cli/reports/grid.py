@@ -1,4 +1,4 @@
-"""Who is first to a level at each pair of values of two settings, and how far the next of another kind is behind."""
+"""Which configuration is first to a level at each pair of values of two settings, and how far the next is behind."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NOBODY = "nobody"
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair of values, `at`. `ranking`: of every kind the configuration that is first, by its mean, with what that
-    took; those of which a run did not come to the level are left out.
+    """One pair of values, `at`. `ranking`: the first configuration of each kind, by the mean of what it took to reach
+    the level, with that spread. Configurations of which a run did not reach the level are left out.
 
-    `names`: what a configuration is called among those of the cell; `kinds`: what is no number of that, such as the
-    method.
+    By id() of a configuration: `names`, its name within the cell; `kinds`, the part of the name that is text, such as
+    the method.
     """
 
     at: tuple[Any, Any]
@@ -40,19 +40,19 @@ class Cell:
 
     @property
     def apart(self) -> bool:
-        """Whether every run of the first was ahead of every run of the next."""
+        """True if every run of the first configuration was ahead of every run of the next."""
         first, following = (took for _, took in self.ranking[:2])
         return first.most < following.least
 
     @property
     def margin(self) -> float:
-        """How much longer the next one took, as a share."""
+        """How much more the next configuration took than the first, as a share of what the first took."""
         first, following = (took for _, took in self.ranking[:2])
         return following.mean / first.mean - 1
 
 
 def cells(c: Comparison, keys: Sequence[str], x: str) -> list[Cell]:
-    """In the order of the settings' values. `x`: seconds, steps or bytes, of which the fewest are best."""
+    """Returns the cells in the order of the settings' values. `x`: seconds, steps or bytes; the fewest are best."""
     groups = grouped(c.configurations, lambda of: repr([of.setting(key) for key in keys]))
     found = [_cell(c, keys, x, those) for those in groups.values()]
     return sorted(found, key=lambda cell: [order(value) for value in cell.at])
@@ -72,12 +72,12 @@ def _cell(c: Comparison, keys: Sequence[str], x: str, those: Sequence[Configurat
 
 
 def _said(values: dict[str, Any]) -> str:
-    """A method by its name alone, which says that it is one."""
+    """Returns the label of the values, with a method by its name alone."""
     return label(values).removeprefix("algo=")
 
 
 def _took(c: Comparison, of: Configuration, x: str) -> Spread | None:
-    """Until the hardest level was first reached."""
+    """Returns what the configuration took, by `x`, until its runs first reached the hardest level."""
 
     def of_run(run: Run) -> float | None:
         at = run.first(c.metric.name, c.levels[-1])
@@ -87,7 +87,7 @@ def _took(c: Comparison, of: Configuration, x: str) -> Spread | None:
 
 
 def result(c: Comparison, keys: Sequence[str], x: str) -> ResultTable:
-    """The same as a table."""
+    """Returns the cells as a table."""
     unit = {"seconds": "seconds", "steps": "steps", "bytes": "MB"}[x]
     rows = []
     for cell in cells(c, keys, x):
@@ -103,7 +103,7 @@ def _shown(cell: Cell, place: int) -> str:
 
 
 def figure(c: Comparison, keys: Sequence[str], x: str) -> Figure:
-    """A square for every cell, in the colour of what is first there."""
+    """Draws a square for every cell, in the colour of the kind that is first there."""
     all_cells = cells(c, keys, x)
     across, up = (sorted({cell.at[i] for cell in all_cells}, key=order) for i in (0, 1))
     kinds = dict.fromkeys(cell.kinds[id(cell.ranking[0][0])] for cell in all_cells if cell.ranking)
@@ -134,7 +134,7 @@ def figure(c: Comparison, keys: Sequence[str], x: str) -> Figure:
 
 
 def _tick(value: Any) -> str:
-    """Large and small numbers with a prefix: 12.5 M."""
+    """Returns the value as text, large and small numbers with a prefix, such as 12.5 M."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and value and not 0.01 <= abs(value) < 10_000:
         return EngFormatter()(value)
@@ -142,7 +142,7 @@ def _tick(value: Any) -> str:
 
 
 def caption(c: Comparison, x: str) -> str:
-    """What the figure shows, in sentences."""
+    """Returns sentences on what the figure shows."""
     most, reached = max(len(of.counted) for of in c.configurations), table.level(c, c.levels[-1])
     return (
         f"What comes first to {reached} {c.metric.title}, by {x}: the configuration with the lowest mean over {most} "

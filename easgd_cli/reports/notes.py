@@ -1,4 +1,4 @@
-"""What one has to know to read the tables and figures of a comparison."""
+"""Notes on how to read the tables and figures of a comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easgd_cli.reports.reading import MOMENT, Run
 
 
 def notes(c: Comparison) -> list[str]:
-    """Sentences on the runs, the numbers, and where they must not be compared."""
+    """Returns sentences on the runs, the numbers, and where they must not be compared."""
     evaluated = [run for run in c.runs if len(run.curve["seconds"])]
     said = [*_of_counting(c), *_of_what_was_measured(c, evaluated), *_of_time(c)]
     if len(evaluated) < len(c.runs):
@@ -23,7 +23,7 @@ def notes(c: Comparison) -> list[str]:
 
 
 def _of_counting(c: Comparison) -> Iterator[str]:
-    """Which runs a number is of."""
+    """Yields sentences on which runs are counted in the numbers."""
     if any(len(of.counted) > 1 for of in c.configurations):
         yield (
             "Numbers are mean ± sample standard deviation over the runs of a configuration (n), which differ by "
@@ -59,7 +59,7 @@ def _of_what_was_measured(c: Comparison, evaluated: list[Run]) -> Iterator[str]:
 
 
 def _of_time(c: Comparison) -> Iterator[str]:
-    """What seconds, levels and speed-ups mean here."""
+    """Yields sentences on what seconds, levels and speed-ups mean in this comparison."""
     if any(run.virtual for run in c.runs):
         yield "Seconds of simulated runs (launcher=simulated) are virtual."
     crowded = [
@@ -88,7 +88,7 @@ def _of_time(c: Comparison) -> Iterator[str]:
 
 
 def _of_single_runs(c: Comparison) -> Iterator[str]:
-    """What is doubtful, damaged or lost in one run, or ended it early."""
+    """Yields sentences on single runs: what is doubtful, damaged or lost in them, and why they ended early."""
     for run in c.runs:
         yield from run.doubts
         if run.damaged:
@@ -104,7 +104,7 @@ def _of_single_runs(c: Comparison) -> Iterator[str]:
 
 
 def _last_measured(run: Run) -> str:
-    """When, where the run ended before its final center was measured."""
+    """Returns when a run was last evaluated, if it ended before its final center was measured; else an empty text."""
     if run.status not in ("interrupted", "failed") or not len(run.curve["step"]):
         return ""
     end = "" if str(run.reason).endswith(".") else "."
@@ -112,7 +112,7 @@ def _last_measured(run: Run) -> str:
 
 
 def _seconds_apart(c: Comparison) -> str | None:
-    """Between two evaluations: the median of each run, least and most of them."""
+    """Returns the seconds between two evaluations: the runs' medians, from the least to the greatest."""
     seconds = [run.curve["seconds"] for of in c.configurations for run in of.counted]
     medians = [float(np.median(np.diff(at))) for at in seconds if len(at) > 1]
     if not medians:

@@ -27,7 +27,7 @@ def page(
     title: str, c: Comparison, findings: Sequence[str], tables: Sequence[ResultTable], notes: Sequence[str],
     figures: Mapping[str, tuple[Path, str]], curves: Curves | None,
 ) -> str:  # fmt: skip
-    """`figures`: by name the SVG file and what it shows; `curves`: the figure of that name as numbers, or None.
+    """Returns the page. `figures`: SVG file and caption by name; `curves`: the figure `curves` as numbers, or None.
 
     Every text from a run is escaped.
     """
@@ -47,7 +47,7 @@ def page(
     # CDATA hides the script's < and & from readers of XML. uPlot's licence has to go with every copy of it.
     library = f"/*! uPlot: {_asset('uplot/LICENSE')}*/\n{_asset('uplot/uPlot.iife.min.js')}"
     script = f"//<![CDATA[\n{library}{_asset('report.js')}//]]>"
-    # A browser neither loads anything from elsewhere nor runs any script but this one.
+    # By this policy a browser loads nothing from elsewhere, and runs no script but this one.
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
@@ -61,12 +61,12 @@ def page(
 
 
 def has(written: str, svg: Path) -> bool:
-    """Whether a page that was written before has this picture. Raises UsageError."""
+    """Returns whether a page that was written before has this picture. Raises UsageError."""
     return _picture(svg) in written
 
 
 def command(overrides: Sequence[str]) -> str:
-    """The command that starts such a run again."""
+    """Returns the command that starts a run with these overrides again."""
     return shlex.join(["easgd", "train", *overrides])
 
 
@@ -87,7 +87,7 @@ def _hash(text: str) -> str:
 
 
 def _data(shown: Curves) -> str:
-    """The curves for report.js: JSON in which nothing is markup."""
+    """Returns the curves for report.js, as JSON in which no text can be taken for markup."""
     numbers = {name: number for number, name in enumerate(shown.lines)}
 
     def written_out(curve: Curve) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _data(shown: Curves) -> str:
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """With nine digits, finer than anyone can see; None where not finite."""
+    """Returns the values with nine digits, finer than anyone can see; None for values that are not finite."""
     return [float(f"{v:.9g}") if np.isfinite(v) else None for v in values]
 
 
@@ -131,7 +131,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int)
 
 
 def _differences(c: Comparison) -> str:
-    """Every setting that differs between configurations, also those that follow from others."""
+    """Returns a table of all settings that differ between configurations, also those that follow from others."""
     keys = [*c.told_apart, *c.also_differ]
     if not keys:
         return "<p>The runs differ in nothing but their seeds.</p>" if len(c.runs) > 1 else "<p>There is one run.</p>"

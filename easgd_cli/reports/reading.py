@@ -1,4 +1,4 @@
-"""Runs as a report needs them."""
+"""Reads from a run's directory what a report needs."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from easgd_cli.record import lost_workers, reader, run_directory
 from easgd_cli.record.metrics import PARTIES, PARTS, Row
 from easgd_cli.settings.schema import OF_SWEEPS, Settings
 
-MOMENT = ("seconds", "step", "exchanges")  # of an evaluation; what else a curve has are metrics
+MOMENT = ("seconds", "step", "exchanges")  # say when an evaluation was made; a curve's other columns are metrics
 
 # Settings that say where and how a run is kept and started, not what it does.
 _OF_PROBES = ("auto.seconds", "auto.probes")
 _ABOUT_KEEPING = {"resume", "checkpoint.every", "checkpoint.keep", "default_steps", *_OF_PROBES, *OF_SWEEPS}
 
 
-# What directories of before do not say, since there was no such setting: it was as it is unless given.
+# Settings that older directories lack: they did not exist yet, and a run was as it now is by default.
 _BEFORE = {name: getattr(Settings, name) for name in ("wire", "fragments", "accumulate", "replicas", "dither")}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run.
+    """What a report needs of one run.
 
-    `settings` by their names on the command line (a group's name under the group's own), but for those about keeping.
-    `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where not finite or
-    not there.
-    `seconds`: where those of a worker's step loop went, the mean over workers. None where nothing says so.
-    `cores`: CPU cores that it had, None where they are not known or did not do the computing.
-    `lost`: a line for every loss of a worker. `metrics`: what its problem declares.
-    `symbols`: those of the paper's symbols that its method and schedule use, None where nothing says so.
-    `damaged`: the lines of metrics.jsonl that are no rows and do not count, from 1. `doubts`: a sentence for each file
-    that is not as it was written.
+    `settings`: by their names on the command line (an option under its group's name), without those about keeping.
+    `curve`: seconds, step, exchanges and every metric of `party` at each evaluation, [n] each; NaN where a value is not
+    finite or missing.
+    `seconds`: of a worker's step loop, by what they were spent on, the mean over workers; None where not recorded.
+    `cores`: CPU cores of the run's machine; None where they are not known or did not do the computing.
+    `lost`: a line for every loss of a worker. `metrics`: those that the problem declares.
+    `symbols`: the paper's symbols that method and schedule use; None where not recorded.
+    `damaged`: numbers, from 1, of the lines of metrics.jsonl that are no rows and do not count. `doubts`: a sentence
+    for each file that is not as it was written.
     """
 
     path: Path
@@ -62,8 +62,8 @@ class Run:
     symbols: list[str] | None
     doubts: list[str] = field(default_factory=list)
     goodput: dict[str, float] = field(default_factory=dict)  # as summary.json has it
-    chosen_tau: int | None = None  # by tau=auto
-    links: dict[str, dict[str, float]] = field(default_factory=dict)  # of each host, what is known of its link
+    chosen_tau: int | None = None  # the period that tau=auto has chosen
+    links: dict[str, dict[str, float]] = field(default_factory=dict)  # for each host, numbers on its link
 
     @property
     def bytes_exchanged(self) -> float:
@@ -71,38 +71,38 @@ class Run:
 
     @property
     def sequential(self) -> bool:
-        """Whether it is one worker that exchanges with nobody."""
+        """True for a run of one worker without exchanges."""
         return self.settings.get("workers") == 1 and self.settings.get("tau") is None
 
     def finite(self, metric: str) -> np.ndarray:
-        """Whether the metric was a number, at every evaluation [n]."""
+        """Returns whether the metric was finite at each evaluation [n]."""
         return np.isfinite(self.curve[metric]) if metric in self.curve else np.zeros(len(self.curve["seconds"]), bool)
 
     def last(self, metric: str) -> float | None:
-        """The metric at the last evaluation, None where that is not finite."""
+        """Returns the metric at the last evaluation, None where it is not finite."""
         return float(self.curve[metric][-1]) if len(self.curve["seconds"]) and self.finite(metric)[-1] else None
 
     def best(self, metric: str) -> int | None:
-        """Which evaluation was the first with the best value of the metric."""
+        """Returns the number of the first evaluation with the best value of the metric; None without a finite value."""
         there, sign = self.finite(metric), self.metrics[metric].sign
         return int(np.nanargmin(np.where(there, sign * self.curve[metric], np.nan))) if there.any() else None
 
     def first(self, metric: str, level: float) -> int | None:
-        """Which evaluation was the first with the metric as good as `level`."""
+        """Returns the number of the first evaluation with the metric as good as `level`; None where there is none."""
         if metric not in self.curve:
             return None
         sign = self.metrics[metric].sign
-        reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # NaN is not
+        reached = np.flatnonzero(sign * self.curve[metric] <= sign * level)  # False for a NaN
         return int(reached[0]) if len(reached) else None
 
     def seconds_to(self, metric: str, level: float) -> float | None:
-        """Training seconds until then."""
+        """Returns the training seconds until the metric was first as good as `level`; None where it never was."""
         at = self.first(metric, level)
         return None if at is None else float(self.curve["seconds"][at])
 
 
 def read(path: Path) -> Run:
-    """The run in this directory, as it stands. Raises BadFile where its files cannot be read."""
+    """Reads the run in this directory as it stands. Raises BadFile where its files cannot be read."""
     doubts: list[str] = []
     config, summary = reader.config_of(path, doubts), reader.summary_of(path, doubts)
     if config is None:
@@ -142,7 +142,9 @@ def read(path: Path) -> Run:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`; of the lengths the one that counts."""
+    """Returns the settings by name: `algo`, `algo.target`, `launcher.latency`, `tau`. Where no length was given,
+    `steps` is the default length.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if key in ("faults", "groups") and isinstance(value, list):
@@ -153,7 +155,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
             flat[key] = value
     if all(flat.get(key) is None for key in ("steps", "epochs", "minutes")) and "default_steps" in flat:
         flat["steps"] = flat["default_steps"]
-    if flat.pop("auto.tau", False):  # what was asked for: the runs of other seeds may have found another period
+    if flat.pop("auto.tau", False):  # as asked for, since runs of other seeds may have found other periods
         flat["tau"] = "auto"
     else:
         flat.pop("auto.share", None)
@@ -177,7 +179,7 @@ def _seconds(summary: dict[str, Any], workers: Sequence[Row]) -> dict[str, float
 
 
 def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
-    """Samples of all workers a second since the start."""
+    """Returns the samples of all workers together per second since the start; None where not recorded."""
     if "samples_per_second" in summary:
         return float(summary["samples_per_second"])
     if "batch_size" not in summary:
@@ -186,12 +188,14 @@ def _speed(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
 
 
 def _last(workers: Sequence[Row]) -> list[Row]:
-    """The last row of each worker."""
+    """Returns the last row of each worker."""
     return list({row["party"]: row for row in workers}.values())
 
 
 def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
-    """Updates of the center by others between two exchanges of a worker, the mean over exchanges or workers' points."""
+    """Returns how often others updated the center between two exchanges of a worker: the mean over all exchanges, by
+    summary.json, or else over the workers' rows.
+    """
     if mean := summary.get("communication", {}).get("staleness", {}).get("mean"):
         return float(mean)
     found = [row["staleness"] for row in workers if row.get("staleness") is not None]
@@ -199,7 +203,7 @@ def _staleness(summary: dict[str, Any], workers: Sequence[Row]) -> float | None:
 
 
 def _links(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What summary.json says of the links to hosts, in numbers; with the share, in percent, that was used of each."""
+    """Returns the numbers of summary.json on the link to each host, and the percentage of the link that was used."""
     found: dict[str, dict[str, float]] = {}
     for host, link in summary.get("links", {}).items():
         numbers = {key: float(v) for key, v in link.items() if type(v) in (int, float) and abs(v) < 1e300}
@@ -213,7 +217,7 @@ def _links(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _cores(summary: dict[str, Any]) -> int | None:
-    """Of the one machine that all of its workers had."""
+    """Returns the CPU cores of the run's machine; None for several machines, and where GPUs did the computing."""
     hardware = summary.get("hardware") or {}
     return None if summary.get("links") or hardware.get("gpus") else hardware.get("cores")
 
@@ -226,6 +230,6 @@ def _status(path: Path, summary: dict[str, Any]) -> tuple[str, str | None]:
         try:
             with run_directory.held(path):
                 return "killed", "it says that it is running, but no process is in it"
-        except UsageError:  # somebody is in it
+        except UsageError:  # a process is in it
             pass
     return status, reason

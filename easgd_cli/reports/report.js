@@ -1,10 +1,10 @@
-// Makes the page's tables sortable and its curves ones to choose, read and zoom. Without scripts the page shows the
-// static figures. Every text comes in as text (textContent), never as markup: names are those of a user's runs.
+// Makes the page's tables sortable, and draws curves that can be hidden, read off and zoomed. Without scripts the page
+// shows the static figures. Texts are inserted by textContent, never as markup, since names come from a user's runs.
 (() => {
   "use strict";
   const DASHES = {"-": [], "--": [8, 4], ":": [2, 3], "-.": [8, 3, 2, 3]};
-  const RANGES = 8; // at most, of curves in a panel: more would hide each other
-  const TOLD = 10; // curves at most beside the pointer: those nearest to it
+  const RANGES = 8; // the most curves in a panel that have ranges: more would hide each other
+  const TOLD = 10; // the most curves whose values are shown beside the pointer: the nearest ones
   const FONT = "12px system-ui, sans-serif";
   const root = document.documentElement;
 
@@ -20,11 +20,11 @@
     return Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(4));
   }
 
-  // The panels of one figure. `data`: what page.py writes. draw() makes all of them anew from the state kept here.
+  // Makes the panels of one figure. `data`: written by page.py. draw() makes all panels anew from the state kept here.
   function curves(figure, data) {
     const shown = data.lines.map(() => true);
     const logarithmic = data.metrics.map((metric) => metric.logarithmic);
-    let zoomed = {}; // [from, to] of a group: all rows with one axis x
+    let zoomed = {}; // the visible [from, to] of each group: the rows that share an x axis
     const group = (r) => (data.shares_x ? "all" : `row ${r}`);
     let plots = [];
     let pointed = null; // the plot under the pointer
@@ -57,7 +57,7 @@
     const reset = make("button", tools, "Show all");
     reset.onclick = () => { shown.fill(true); zoomed = {}; draw(); };
 
-    // Black is the colour of text, which is white in the dark.
+    // A black line is drawn in the colour of text, which is white in the dark theme.
     const colour = (line) => (line.colour === "#000000" ? getComputedStyle(root).color : line.colour);
     const visible = (row, m) => row.panels[m].filter((c) => shown[c.line]);
 
@@ -68,13 +68,13 @@
       node.style.background = stops.length ? `repeating-linear-gradient(90deg, ${stops})` : colour(line);
     }
 
-    function extent(r) { // along x
+    function extent(r) { // the visible range along x
       const rows = data.rows.filter((_, other) => group(other) === group(r));
       const ends = rows.flatMap((row) => row.panels.flat().flatMap((c) => [c.x[0], c.x.at(-1)]));
       return zoomed[group(r)] ?? [Math.min(...ends), Math.max(...ends)];
     }
 
-    function limits(m) { // along y: of all that is visible of a metric, in every row
+    function limits(m) { // the range along y that holds all visible values of a metric, in every row
       let [least, most] = [Infinity, -Infinity];
       data.rows.forEach((row, r) => {
         const [from, to] = extent(r);
@@ -88,12 +88,12 @@
           }
         }
       });
-      if (least > most) return [0.1, 1]; // nothing is visible
+      if (least > most) return [0.1, 1]; // no value is visible
       const margin = 0.05 * (most - least) || Math.abs(most) / 2 || 1;
       return logarithmic[m] ? [least / 1.2, most * 1.2] : [least - margin, most + margin];
     }
 
-    function ticks(least, most) { // of a logarithmic axis
+    function ticks(least, most) { // the ticks of a logarithmic axis
       const found = [];
       for (let power = Math.floor(Math.log10(least)); power <= Math.log10(most); power++) {
         found.push(...(most < 500 * least ? [1, 2, 5] : [1]).map((digit) => Number(`${digit}e${power}`)));
@@ -104,17 +104,19 @@
 
     function zoom(r, chosen) {
       zoomed[group(r)] = chosen;
-      requestAnimationFrame(draw); // not within an event of the plot that it removes
+      requestAnimationFrame(draw); // later: draw() removes the plot whose event is being handled now
     }
 
-    function nearest(values, i) { // to position i; undefined is between a curve's own, null is not finite
+    // The position nearest to i at which the curve has a point: undefined is no point, null one that is not finite.
+    function nearest(values, i) {
       for (let away = 0; away < values.length; away++) {
         for (const at of [i - away, i + away]) if (values[at] !== undefined) return at;
       }
       return null;
     }
 
-    function plot(cell, row, r, m) { // series: of each curve its mean, and the edges of its range, seen as a band only
+    // The series are, for each curve, its mean and the two edges of its range; edges show only as a band between them.
+    function plot(cell, row, r, m) {
       const those = visible(row, m);
       const tables = those.map((c) => [c.x, c.mean, ...(c.range ?? [])]);
       const before = (k) => tables.slice(0, k).reduce((sum, table) => sum + table.length - 1, 0);
@@ -148,12 +150,12 @@
             if (u === pointed && width > 5) zoom(r, [left, left + width].map((at) => u.posToVal(at, "x")));
           }],
         },
-      }, tables.length ? uPlot.join(tables, tables.map(() => [0, 2, 2, 2])) : [[]], cell); // 2: a null is a gap
+      }, tables.length ? uPlot.join(tables, tables.map(() => [0, 2, 2, 2])) : [[]], cell); // 2: null is a gap
       made.over.addEventListener("mouseenter", () => { pointed = made; });
       return made;
     }
 
-    function tell(u, those, firsts, title) { // the values beside the pointer
+    function tell(u, those, firsts, title) { // shows the curves' values beside the pointer
       const found = those.flatMap((c, k) => {
         const at = u.cursor.idxs[firsts[k]];
         const [x, value, least, most] = [0, firsts[k], firsts[k] + 1, firsts[k] + 2].map((s) => u.data[s]?.[at]);
@@ -202,18 +204,19 @@
           return [cell, row, r, m];
         });
       });
-      plots = cells.map((cell) => plot(...cell)); // once all cells are there, so that each has its width
+      plots = cells.map((cell) => plot(...cell)); // when all cells exist and so have their final widths
     }
 
     let width = 0;
-    new ResizeObserver(() => { // also at first
+    new ResizeObserver(() => { // called once at the start, too
       if (box.clientWidth && box.clientWidth !== width) requestAnimationFrame(draw);
       width = box.clientWidth;
     }).observe(box);
     return draw;
   }
 
-  // A click on a heading sorts, another the other way round: numbers, then texts, then what has no value.
+  // A click on a heading sorts by its column, a second click reverses the order. Numbers come first, then texts, then
+  // cells without a value.
   function sortable(table) {
     const key = (row, i) => {
       const text = row.cells[i].textContent;

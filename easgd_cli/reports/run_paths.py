@@ -1,4 +1,4 @@
-"""Which directories are runs: what the words of `easgd report` name, and the sweeps among them."""
+"""Finds the runs that the words of `easgd report` name, and the sweeps among them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MARKS = ("config.yaml", "metrics.jsonl", "summary.json")  # a directory with on
 
 
 def find(words: Sequence[str]) -> list[Path]:
-    """The runs that these paths name: runs, directories with runs somewhere below, patterns. Raises UsageError."""
-    found: dict[Path, Path] = {}  # by where they really are, so that none counts twice
+    """Returns the runs that these paths name: runs, directories with runs below, patterns. Raises UsageError."""
+    found: dict[Path, Path] = {}  # by the path without links, so that no run counts twice
     for word in words:
         path = Path(word)
         if not path.exists():
@@ -46,9 +46,9 @@ def find(words: Sequence[str]) -> list[Path]:
 
 
 def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs that these paths name, and a sentence for each that was left out, since it cannot be read.
+    """Returns the runs that these paths name, and a sentence for each run that is left out since it cannot be read.
 
-    Raises UsageError where such a run is named itself, or where none is left.
+    Raises UsageError where a run that cannot be read is named itself, or no run is left.
     """
     named = {Path(word).resolve() for word in words}
     runs, left_out = [], []
@@ -65,13 +65,13 @@ def read_all(words: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 
 def unfinished(words: Sequence[str]) -> Iterator[str]:
-    """A sentence for each sweep among these paths with jobs to go, and each job that failed without a directory."""
+    """Yields a sentence for each sweep among these paths that has not ended, and each job that could not begin."""
     for root in map(Path, words):
         jobs, command = _sweep(root)
         counts = Counter(job["status"] for job in jobs.values())
         if counts["queued"] or counts["running"]:
             stopped = ""
-            # which nobody holds, but a launcher's jobs may have outlived the command
+            # no process holds the sweep, but jobs of a launcher of Hydra's may have outlived the command
             with suppress(UsageError), run_directory.held(root):
                 counts = Counter(_unattended(root / name, job["status"]) for name, job in jobs.items())
                 whose = "the command that began them is gone" if counts["running"] else "no process is at them"
@@ -86,7 +86,7 @@ def unfinished(words: Sequence[str]) -> Iterator[str]:
 
 
 def _unattended(path: Path, status: str) -> str:
-    """How a job stands that nobody looks after any more: as its own directory says, where it has one."""
+    """Returns the status of a job of a sweep that no process attends to: by the job's own directory, if it has one."""
     if status not in ("queued", "running"):
         return status
     said: str | None = None
@@ -101,7 +101,7 @@ def _unattended(path: Path, status: str) -> str:
 
 
 def _sweep(root: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """The jobs of a sweep by sweep.json, and its command; no jobs where it is no sweep."""
+    """Returns the jobs of a sweep and its command, by sweep.json; no jobs where `root` is no sweep."""
     try:
         content = json.loads(reader.read_text(root / "sweep.json"))
         jobs = {name: job for name, job in content["jobs"].items() if isinstance(job["status"], str)}
@@ -119,5 +119,5 @@ def _below(path: Path) -> Iterator[Path]:
     except PermissionError as e:
         raise UsageError(f"report {path}: cannot be looked into ({e.strerror}).") from e
     for directory in map(Path, inside):
-        if not path.resolve().is_relative_to(directory.resolve()):  # a link to what it lies in
+        if not path.resolve().is_relative_to(directory.resolve()):  # skips a link to a directory above
             yield from _below(directory)

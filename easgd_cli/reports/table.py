@@ -1,4 +1,4 @@
-"""The numbers of a comparison as tables: what is printed, put on the page, and written as JSON."""
+"""The numbers of a comparison as tables, which are printed, put on the page and written as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResultTable:
 
 
 def tables(c: Comparison) -> list[ResultTable]:
-    """What the configurations reached, how soon, and what it cost."""
+    """Returns the tables of what the configurations reached, how soon, and at what cost."""
     found = [_table(c, "Reached", [("status", lambda of: of.statuses)], _reached(c))]
     if c.levels:
         found.append(_table(c, f"Seconds to a {c.metric.title} of", [], _seconds_to(c)))
@@ -35,7 +35,7 @@ def level(c: Comparison, value: float) -> str:
 
 
 def numbers(c: Comparison) -> dict[str, Any]:
-    """The same as numbers, for --json."""
+    """Returns the content of the tables as numbers, for --json."""
 
     def held_out(of: Configuration) -> dict[str, Any]:
         there = _plain(_held_out(c, of, c.metric.name))
@@ -77,7 +77,7 @@ def _table(c: Comparison, title: str, texts: Sequence[Column], columns: Sequence
 
 
 def _links(c: Comparison) -> list[ResultTable]:
-    """What the links to the hosts of each run have carried, where there are any."""
+    """Returns a table of what the links to hosts have carried in each run; none where no run has links."""
     columns = {
         heading.format(way): (f"{name}_{way}", scale)
         for heading, name, scale in (
@@ -148,7 +148,7 @@ def final(c: Comparison, of: Configuration) -> Spread | None:
 
 
 def _best(c: Comparison, of: Configuration, what: str | None = None) -> Spread | None:
-    """The metric, or `what` else, at the evaluation with its best value."""
+    """Returns the metric, or the column `what`, at the evaluation with the best value of the metric."""
     return _at_best(of, c.metric.name, what or c.metric.name)
 
 
@@ -158,8 +158,8 @@ def _holds_out(c: Comparison) -> bool:
 
 
 def _held_out(c: Comparison, of: Configuration, what: str | None = None) -> Spread | None:
-    """The held-out metric at the evaluation with its best value; with `what` that of the test set there: chosen without
-    it, so it does not flatter.
+    """Returns the held-out metric, or the column `what`, at the evaluation with the best value of the held-out metric.
+    The test set's metric there does not flatter, since the evaluation was chosen without it.
     """
     return _at_best(of, c.metric.held_out, what or c.metric.held_out)
 
@@ -172,7 +172,7 @@ def _at_best(of: Configuration, metric: str, what: str) -> Spread | None:
 
 
 def share(of: Configuration, part: str) -> Spread | None:
-    """Of a worker's time, in percent."""
+    """Returns the share of `part` in a worker's time, in percent."""
 
     def of_run(run: Run) -> float | None:
         total = sum(run.seconds.values()) if run.seconds else 0
@@ -186,11 +186,11 @@ def _last_second(run: Run) -> float | None:
 
 
 def shown(s: Spread | None) -> str:
-    """`3.21 ± 0.05`, the deviation in two digits and the mean as fine, and of how many where not all are there."""
+    """Returns `3.21 ± 0.05`, the deviation with two digits and the mean as fine; `(2 of 3)` if values are missing."""
     if s is None:
         return "-"
     few = f" ({s.n} of {s.of})" if s.n < s.of else ""
-    if s.std is None or s.std <= 1e-9 * abs(s.mean):  # of one, or equal but for rounding
+    if s.std is None or s.std <= 1e-9 * abs(s.mean):  # one value, or several that are equal but for rounding
         return digits(s.mean) + ("" if s.std is None else " ± 0") + few
     fine = max(0, 1 - math.floor(math.log10(s.std)))
     if fine > 6:
