@@ -1,6 +1,7 @@
 """easgd: train one model with many workers around a center variable.
 
-From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; docs/python.md. Nothing is loaded until it is used.
+From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; see docs/python.md. Modules are loaded when one of
+these names is first used.
 """
 
 from __future__ import annotations
