@@ -1,7 +1,7 @@
 """easgd: train one model with many workers around a center variable.
 
-From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; see docs/python.md. Modules are loaded when one of
-these names is first used.
+From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; see docs/python.md. A name of this package is loaded
+when it is first used.
 """
 
 from __future__ import annotations

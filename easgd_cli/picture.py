@@ -29,7 +29,7 @@ _FINER = re.compile(r"(\.\d\d)\d+")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings under which pictures are made and saved, whatever the user's matplotlibrc says."""
+    """Sets how pictures are made and saved in the block, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(

@@ -1,5 +1,5 @@
-"""Batches of a data set, made as a worker makes them, compared with torch's DataLoader on torchvision's data, on one
-core.
+"""Batches of a data set, made as a worker makes them, compared with torch's DataLoader and torchvision's transforms, on
+one core.
 """
 
 from __future__ import annotations

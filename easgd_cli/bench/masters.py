@@ -81,8 +81,8 @@ class Found:
         return f"{many} on {hosts} host{'' if hosts == 1 else 's'}"
 
     def rows(self, first: Found) -> Iterator[Row]:
-        """Yields rates in MB/s for each worker: against gloo where that was measured, and against `first`, the figures
-        with the first number of masters.
+        """Yields the rates of a worker in MB/s, alone and while all exchange at once: against gloo where that was
+        measured, and against `first`, the figures with the first number of masters.
         """
         one, all_ = "an exchange", f"one of {self.layout.workers} workers'"
         if self.back_and_forth:

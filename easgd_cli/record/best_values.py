@@ -43,7 +43,7 @@ class BestValues:
             self.reached[party] = row["step"]
             if all(row.get(f"seconds_{part}") is not None for part in PARTS):
                 self.spent(party, row)
-        elif "lost" in row:  # its seconds do not count until its next row, after it has come back
+        elif "lost" in row:  # a lost worker's seconds do not count until it has come back and has a row again
             self._seconds.pop(worker_name(row["lost"]), None)
             self._away[row["lost"]] = row["seconds"]
         elif "returned" in row:

@@ -105,8 +105,8 @@ def hparams(s: Settings, rules: Method) -> dict[str, Value]:
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
-    """Returns whether to keep a row, as a function: true for rows from before the checkpoint that a run which goes on
-    from it does not write again.
+    """Returns a function that tells whether to keep a row: it keeps rows from before the checkpoint, but not those that
+    a run which goes on from it writes again.
     """
     moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}

@@ -11,7 +11,7 @@ from easgd_cli.record.metrics import Row, worker_name
 
 
 def lost_before(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """Returns, for each worker that is lost in the rows of a run, the mean local steps of the run at its losses."""
+    """Returns, for each worker that is still lost at the end of a run's rows, the mean local step at each loss."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["party"] == "system" and "lost" in row:

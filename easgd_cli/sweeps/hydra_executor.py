@@ -62,7 +62,7 @@ class HydraExecutor:
         jobs = [job for job in jobs if begin(job)]
         watch, plan = JobWatch(self._job.root, on_change, look), self._plan
         composing = initialize_config_dir(str(self._configs), job_name="train", version_base="1.3")
-        # On a signal, first end the jobs on this machine, then raise it: joblib would kill them unsaved.
+        # A signal first ends the jobs on this machine, then raises KeyboardInterrupt, on which joblib would kill them.
         with watch.watching(), interruption.raised() as came, interruption.undone_by(watch.end), composing:
             try:
                 if plan.objective is not None:

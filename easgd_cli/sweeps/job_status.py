@@ -25,7 +25,7 @@ from easgd_cli.system.files import put
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
 ELSEWHERE, NOT_STARTED = "running elsewhere", "not started"
 _LAST = 1 << 20  # bytes at a log's end in which the last sentence is searched
-# exit statuses of an interrupted job: 128 + n if it ended itself, -n if the signal did before it could handle signals
+# exit statuses of an interrupted job: 128 + n if it handled signal n, -n if the signal ended it before it could
 _INTERRUPTED = {code for number in interruption.NUMBERS for code in (128 + number, -number)}
 
 
