@@ -102,9 +102,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _refuse_what_is_no_text(words: Sequence[str]) -> None:
-    """Raises UsageError for words that are not UTF-8, which no file of a run could hold, and if the working directory
-    has been removed.
-    """
+    """Raises UsageError for words that are not UTF-8, and if the working directory has been removed."""
     for word in words:
         try:
             word.encode()

@@ -82,7 +82,5 @@ def _mix(z: int) -> int:
 
 
 def uniform(seed: int, stream: int, worker: int = 0, n: int = 0) -> float:
-    """Returns one number from (0, 1), uniform, for the same arguments as `key`, where a generator would cost more than
-    the draw.
-    """
+    """Returns a number from (0, 1) for the arguments of `key`, where a generator would cost more than the draw."""
     return (key(seed, stream, worker, n) + 0.5) / 2**63

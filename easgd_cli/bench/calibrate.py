@@ -52,9 +52,7 @@ _SPENT = ("seconds_compute", "seconds_data", "seconds_other")
 
 @dataclass(frozen=True)
 class Measured:
-    """What the record says. `steps`: for each worker [rows, 2], a row's number of steps and their seconds without
-    exchanges.
-    """
+    """What the record says. `steps`: for each worker [rows, 2], a row's steps and their seconds without exchanges."""
 
     tau: int
     steps: list[np.ndarray]
@@ -90,9 +88,7 @@ class Calibration:
 
 
 def read(run: Path, s: Settings) -> Measured:
-    """Reads the record of the run in directory `run`, whose settings are `s`. Raises UsageError if the record does not
-    suffice.
-    """
+    """Reads the record of the run in directory `run` with settings `s`. Raises UsageError if it does not suffice."""
     summary = summary_of(run)
     if s.launcher["name"] not in ("local", "distributed"):
         raise UsageError(

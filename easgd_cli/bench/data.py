@@ -1,6 +1,4 @@
-"""Batches of a data set, made as a worker makes them, compared with torch's DataLoader and torchvision's transforms, on
-one core.
-"""
+"""Batches of a data set, made as by a worker, compared with torch's DataLoader and torchvision, on one core."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], int
 
 
 def _again_and_again(loader: Any) -> Callable[[], int]:
-    """Returns a function that takes the next batch of `loader` at each call, pass after pass, and returns its size. The
-    last batch of a pass may be smaller.
-    """
+    """Returns a function that takes the next batch of `loader` at each call, pass after pass, and returns its size."""
     batches = chain.from_iterable(repeat(loader))
     return lambda: len(next(batches)[1])
 

@@ -44,9 +44,7 @@ _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the
 
 
 def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """Measures rule and exchange of `method`, named `algo`, at three sizes, in GB/s by EASGD's streams; the worker is
-    on `device`.
-    """
+    """Measures rule and exchange of `method`, named `algo`, at three sizes, in GB/s by EASGD's streams."""
     torch.set_num_threads(1)
     for net, size in _SIZES.items():
         name = f"{algo}, {net}"
@@ -183,9 +181,7 @@ def _against_copy(
 def _served(
     method: Method, size: int, device: torch.device, center: torch.device, masters: int = 1
 ) -> Iterator[SharedWorkerEnd]:
-    """Starts masters as processes, with vectors on the device `center`, and yields the session of a worker on `device`
-    with them.
-    """
+    """Starts masters with vectors on the device `center`, and yields the session of a worker on `device` with them."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         link = Link.new(0, method, size, torch.float32, masters=masters)

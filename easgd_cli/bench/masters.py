@@ -54,9 +54,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds in each window: an exchange of one worker `alone`, one of every worker `at_once`, and gloo's
-    `back_and_forth` and `all_reduce`, empty without gloo.
-    """
+    """Seconds in each window: of one worker's exchange `alone`, of one of every worker `at_once`, and of gloo's two."""
 
     layout: Layout
     masters: int
@@ -151,9 +149,7 @@ def _gloo(stack: ExitStack, hosts: Sequence[Connection], size: int) -> Gloo:
 
 
 class _Sets:
-    """Makes the sessions of all workers with all masters, a set for each number of masters. A worker has the same
-    vectors in all sets.
-    """
+    """Makes the sessions of all workers with all masters, a set for each number of masters, with the same vectors."""
 
     def __init__(
         self, stack: ExitStack, listener: socket.socket, secret: bytes, layout: Layout, hosts: Sequence[Connection],

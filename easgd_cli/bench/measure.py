@@ -52,9 +52,7 @@ def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Returns `value` with `digits` significant digits, or with all digits before the point: a great number has no
-    exponent.
-    """
+    """Returns `value` with `digits` significant digits, or with all digits before the point: never with an exponent."""
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 

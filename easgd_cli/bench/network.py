@@ -262,9 +262,7 @@ def _rated(work: Callable[[], object]) -> float:
 
 
 def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
-    """Returns the seconds in which all sessions, at once, make an exchange each. `exchanges`: make `times` exchanges of
-    a session. Raises their errors.
-    """
+    """Returns the seconds in which each of `exchanges` makes an exchange, all at once. Raises their errors."""
     made = list(exchanges)
     with ThreadPoolExecutor(len(made)) as pool:
         began = time.perf_counter()

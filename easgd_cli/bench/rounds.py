@@ -35,9 +35,7 @@ _SECONDS = 0.4  # of a window, about
 
 @dataclass
 class _Start:
-    """What one worker begins with. `ways`: its two sessions, without and with an all-reduce; `rounds`: how many in a
-    window.
-    """
+    """What one worker begins with. `ways`: its sessions, without and with all-reduce; `rounds`: those of a window."""
 
     method: Method
     ways: tuple[Link, Link]
@@ -48,9 +46,7 @@ class _Start:
 
 
 class _Rounds:
-    """A worker that takes part in rounds of each kind in turn. All workers have the same schedule, since a round waits
-    for all of them.
-    """
+    """A worker that takes part in rounds of each kind in turn, on the same schedule as all other workers."""
 
     def __init__(self, start: _Start, channel: Channel):
         torch.set_num_threads(1)

@@ -50,9 +50,7 @@ def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, di
 
 
 def images_per_second(s: Settings, prepared: build.Experiment) -> float:
-    """Makes a run and returns images a second of all workers' step loops together, without their first WARM_UP steps,
-    as in the plain loops.
-    """
+    """Makes a run and returns images a second of all its workers together, without their first WARM_UP steps."""
     with recorded(s, prepared) as (directory, _):
         rows = list(read_rows(directory / "metrics.jsonl"))
     return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))

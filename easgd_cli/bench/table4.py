@@ -49,9 +49,7 @@ class Spent:
     paper_steps: int | None
 
     def columns(self) -> dict[str, str]:
-        """Returns the cells of a table's row, by heading, in the paper's order: computation, data loading,
-        communication.
-        """
+        """Returns the cells of a table's row by heading, seconds in the paper's order: compute, data, communication."""
         spent = self.compute + self.data + self.communication + self.other
         return {
             "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
@@ -63,9 +61,7 @@ class Spent:
 
 
 def spent(s: Settings) -> Spent:
-    """Makes a run of `s` and returns what its seconds were spent on. Raises UsageError without a length in steps,
-    RunError when the run fails.
-    """
+    """Makes a run of `s` and returns what its seconds were spent on. Raises UsageError without steps=, RunError."""
     prepared = build.prepare(s)
     if prepared.steps is None:
         raise UsageError(

@@ -26,9 +26,7 @@ class BestValues:
         self._away: dict[int, float] = {}  # of each lost worker: the training second of its loss
 
     def take(self, row: Row) -> Row:
-        """Takes in a row and returns it as it is recorded: None for non-finite numbers, and in rows of center and
-        average the best value so far.
-        """
+        """Takes in a row and returns it as recorded: non-finite numbers as None, and with the best value so far."""
         row = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }

@@ -76,9 +76,7 @@ class Checkpoint:
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint, then removes all but the newest `keep`. Where writing fails it raises OSError and removes
-    none. Returns the path.
-    """
+    """Writes the checkpoint, then removes all but the newest `keep`. Raises OSError, with none removed."""
     directory.mkdir(exist_ok=True)
     number = 1 + max(map(reader.checkpoint_number, reader.checkpoints(directory)), default=0)
     path = directory / f"{number:06d}_step_{int(checkpoint.owner.moment.step)}.pt"
@@ -128,9 +126,7 @@ def save(content: Any, path: Path, sealed: bool = False) -> Held:
 
 
 def load(file: BinaryIO, name: str = "") -> Checkpoint:
-    """Returns the checkpoint in `file`; `name`: that file's name. Raises any error, of torch or of a type check, where
-    the content is no checkpoint.
-    """
+    """Returns the checkpoint in `file`, whose name is `name`. Raises errors of any type for another content."""
     found = torch.load(file, map_location="cpu", weights_only=True)
     owner = found["owner"]
     return Checkpoint(

@@ -93,9 +93,7 @@ def with_entry(text: str) -> str:
 
 
 def wrong_entry(text: str, content: dict[str, Any]) -> Wrong | None:
-    """Returns what is wrong with the text of a JSON object, `content`, by its checksum; None: nothing, or there is no
-    checksum.
-    """
+    """Returns what is wrong with the text of a JSON object by its checksum; None: nothing, or it has no checksum."""
     tail = text[-len(_ENTRY) :]
     if "crc32" not in content and not _nearly(_DIGITS.sub("0" * 8, tail), _ENTRY):
         return None
@@ -223,7 +221,5 @@ def _crc(file: BinaryIO, count: int) -> str | None:
 
 
 def _nearly(text: str, mark: str) -> bool:
-    """Returns whether `text` is `mark`, but for 2 characters at most: a damaged mark must not leave its file
-    unchecked.
-    """
+    """Returns whether `text` is `mark` up to 2 characters: a damaged mark must not leave its file unchecked."""
     return len(text) == len(mark) and sum(a != b for a, b in zip(text, mark, strict=True)) <= 2

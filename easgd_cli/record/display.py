@@ -63,9 +63,7 @@ def nowhere() -> Screen:
 
 
 def say(what: str | Text | Callable[[], object]) -> None:
-    """Prints the line `what` on standard output, or calls `what` to print there. Once standard output is gone, prints
-    nothing.
-    """
+    """Prints a line, or calls what prints, on standard output; does nothing once standard output is gone."""
     try:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)

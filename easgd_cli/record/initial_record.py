@@ -69,9 +69,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
 
 
 def hparams(s: Settings, rules: Method) -> dict[str, Value]:
-    """Returns the settings on which result and speed may depend, for the HParams page; None for a symbol that the
-    method does not use.
-    """
+    """Returns the settings that result and speed may depend on, for the HParams page; None for unused symbols."""
     exchanges = not rules.alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}

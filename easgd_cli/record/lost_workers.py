@@ -1,6 +1,4 @@
-"""Lost workers in summary.json: `lost` has those of the run's last start, `lost_before` those that came back when the
-run was resumed.
-"""
+"""Lost workers in summary.json: `lost` in the last start; `lost_before` earlier, until the run was resumed."""
 
 from __future__ import annotations
 

@@ -100,9 +100,7 @@ def overrides_of(run: Path) -> list[str]:
 
 
 def summary_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any]:
-    """Returns the content of summary.json, by today's names; empty without the file. Raises BadFile and fills `doubts`
-    as `config_of` does.
-    """
+    """Returns the content of summary.json, by today's names; empty without the file. Raises as `config_of` does."""
     path = run / "summary.json"
     try:
         text = read_text(path)
@@ -130,9 +128,7 @@ def json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def metrics_of(run: Path) -> Metrics:
-    """Returns the metrics that the run's problem declares, or classification's if summary.json has none. Raises
-    BadFile.
-    """
+    """Returns the metrics that the run's problem declares; classification's if none are there. Raises BadFile."""
     try:
         return declared(summary_of(run))
     except (TypeError, ValueError) as e:
@@ -140,9 +136,7 @@ def metrics_of(run: Path) -> Metrics:
 
 
 def declared(summary: Mapping[str, Any]) -> Metrics:
-    """Returns the metrics that a summary declares, or classification's if it declares none. Raises TypeError or
-    ValueError where they have another form.
-    """
+    """Returns the metrics that a summary declares, else classification's. Raises TypeError or ValueError."""
     return Metrics.read(summary["metrics"]) if "metrics" in summary else CLASSIFICATION
 
 
@@ -155,16 +149,12 @@ def result_of(summary: Mapping[str, Any]) -> str | None:
 
 
 def status_of(run: Path) -> str | None:
-    """Returns the run's status: running, completed, diverged, interrupted or failed; None: summary.json has none.
-    Raises BadFile.
-    """
+    """Returns the run's status: running, completed, diverged, interrupted, failed or None. Raises BadFile."""
     return summary_of(run).get("status")
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Returns the checkpoints in a run's `checkpoint` directory, oldest first; none if it is missing. Raises BadFile
-    where it is no directory.
-    """
+    """Returns the checkpoints in `directory`, oldest first; none without it. Raises BadFile if it is no directory."""
     if not check_directory(directory):
         return []
     return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name)), key=checkpoint_number)
@@ -222,9 +212,7 @@ def beginning(path: Path, count: int) -> bytes:
 
 
 def held_at_the_end(run: Path, doubts: list[str] | None = None) -> dict[str, Held]:
-    """Returns size and checksum of the run's files when it ended, by file name; only of files that summary.json lists.
-    Raises BadFile.
-    """
+    """Returns size and checksum of files when the run ended, by name, if summary.json has them. Raises BadFile."""
     files: dict[str, Any] = summary_of(run, doubts).get("files", {})
     try:
         return {name: Held.read(said) for name, said in files.items()}

@@ -92,9 +92,7 @@ class Recorder:
         self._replace(rows, exchanges)
 
     def _taken_back(self, rows: Iterable[Row], exchanges: int) -> tuple[list[Row], Held]:
-        """Returns `rows` as they are recorded, and size and checksum of the first `exchanges` exchanges. Raises
-        RunError if there are fewer.
-        """
+        """Returns `rows` as recorded, and size and checksum of the first `exchanges` exchanges. Raises RunError."""
         order, there = self._dir / "exchanges.bin", b""
         with _told(order, "read"):
             if exchanges:

@@ -75,9 +75,7 @@ def sources(
 
 
 def check_order(run: Path) -> None:
-    """Raises UsageError unless exchanges.bin begins with the content whose checksum the newest checkpoint has. Without
-    such a checksum, accepts the file.
-    """
+    """Raises UsageError if exchanges.bin begins otherwise than by its checksum in the newest checkpoint, if any."""
     path = run / "exchanges.bin"
     try:
         newest = reader.newest_checkpoint(run, [])

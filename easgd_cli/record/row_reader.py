@@ -69,9 +69,7 @@ def _next(path: Path, file: Any, number: int) -> bytes:
 
 
 class NewRows:
-    """Follows the rows that a metrics.jsonl gains. The file need not exist yet, and may be replaced. Lines that are no
-    rows are left out.
-    """
+    """Follows the rows of a growing metrics.jsonl, which may be missing or replaced. Skips lines that are no rows."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._at = path, 0, 0

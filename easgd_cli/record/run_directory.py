@@ -51,9 +51,7 @@ def _rounded(override: str, digits: int) -> str:
 
 
 def clean(text: str) -> str:
-    """Returns `text` with all but letters, digits and `=,._-` replaced by `-`, and without quotes, outer blanks and the
-    + of 1e+3.
-    """
+    """Returns `text` with all but letters, digits and `=,._-` as `-`, without quotes, outer blanks and `+`."""
     return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
 
 
@@ -180,9 +178,7 @@ def clear(path: Path) -> bool:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes the files that a killed run in `path` was just writing. The caller has locked the directory (`held`).
-    Raises OSError.
-    """
+    """Removes unfinished files of a killed run in `path`, which the caller has locked (`held`). Raises OSError."""
     for directory in (path, path / "checkpoint"):
         for file in directory.glob(".*"):
             if _UNFINISHED.fullmatch(file.name) and (file.is_symlink() or file.is_file()):

@@ -1,6 +1,4 @@
-"""Opens the files of a run's directory, whatever they are: a named pipe makes no reader wait, and no huge file fills
-the memory.
-"""
+"""Opens the files of a run's directory, whatever they are: no pipe makes a reader wait, no size fills the memory."""
 
 from __future__ import annotations
 
@@ -96,9 +94,7 @@ def check_directory(path: Path) -> bool:
 
 
 def check_own(path: Path) -> None:
-    """Raises BadFile if `path`, into which easgd would write, is a link, no regular file or not writable. A missing
-    file is accepted.
-    """
+    """Raises BadFile if `path`, if it exists, is a link, no regular file or not writable: easgd writes into it."""
     if path.is_symlink():
         raise BadFile(path, "is a link, and easgd writes to nothing outside the run's directory")
     try:

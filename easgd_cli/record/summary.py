@@ -139,9 +139,7 @@ def _memory() -> int | None:
 
 @cache
 def _commit() -> str | None:
-    """Returns the commit of the checkout from which this program runs, marked if files differ from the commit; None
-    when installed.
-    """
+    """Returns the commit of this program's checkout, marked if files differ from it; None when installed."""
     here = Path(__file__).parent
     if _said("git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # the file may lie inside a repository of the user's without being part of it

@@ -66,9 +66,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
 
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
-    """Prints a table of a sweep's runs, then the reason of each run that did not complete. `rows`: (name, status,
-    summary, reason) of every run.
-    """
+    """Prints a table of (name, status, summary, reason) of a sweep's runs, then why runs did not complete."""
     console = console or Screen(width=None if sys.stdout.isatty() else WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")

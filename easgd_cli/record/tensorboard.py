@@ -105,9 +105,7 @@ class EventWriter:
             self._complained = True
 
     def close(self, status: str) -> None:
-        """Completes the curves and closes the file. The HParams page keeps the first end that it reads, so only a final
-        status is written there.
-        """
+        """Completes the curves. Writes final ends alone for the HParams page, which keeps the first that it reads."""
         self._add(self._points.rest())
         if status in ("completed", "diverged", "failed"):
             self._events.add(None, 0, [pages.session_end(failed=status == "failed")])
@@ -153,9 +151,7 @@ class _EventFile:
 
 
 def started_at(directory: Path) -> float | None:
-    """Returns when training second 0 of the run in `directory` was, in Unix seconds, by the name of an event file; None
-    without one.
-    """
+    """Returns the Unix time of training second 0 by an event file's name in `directory`; None without one."""
     return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
 
 

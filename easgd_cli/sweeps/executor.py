@@ -1,6 +1,4 @@
-"""Executors, which run a sweep's jobs: their interface, and easgd's own, which runs each job as a process in a slot of
-this machine.
-"""
+"""Runs a sweep's jobs: the interface of executors, and easgd's own, with each job a process in a slot."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ class SlotExecutor:
 
 
 class JobServer:
-    """The process of a slot from which one job after another is forked (job_server.py). When the process dies, its job
-    dies.
-    """
+    """A slot's process, from which one job after another is forked (job_server.py). Its job dies with it."""
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int] = ()):
         self.devices = devices

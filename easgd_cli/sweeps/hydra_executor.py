@@ -112,9 +112,7 @@ class HydraExecutor:
 
 
 class CannotSay(BaseException):
-    """The status of a job cannot be written. A BaseException, since a sweeper would take an Exception for a failed
-    trial.
-    """
+    """A job's status cannot be written. No Exception, which a sweeper would take for a failed trial."""
 
 
 @dataclass(frozen=True)

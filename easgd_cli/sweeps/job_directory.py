@@ -44,9 +44,7 @@ class JobDirectory:
 
 
 def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
-    """Returns the directory of the job named `path`. Clears a run without a checkpoint, but a failed one only with
-    `retry`.
-    """
+    """Returns the directory of the job named `path`. Clears a run without a checkpoint; if it failed, for `retry`."""
     while True:
         with suppress(FileNotFoundError):  # another sweep has just removed a directory that is looked at
             return _find(path, settings, retry)

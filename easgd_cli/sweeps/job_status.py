@@ -70,9 +70,7 @@ def file(root: Path, name: str) -> Path:
 
 
 def write(root: Path, name: str, said: JobStatus) -> JobStatus:
-    """Writes the status of job `name` and returns it, with this process as its writer unless it names another. Raises
-    RunError.
-    """
+    """Writes and returns the status of job `name`, by this process unless `said` names another. Raises RunError."""
     said = replace(said, pid=said.pid or os.getpid(), host=said.host or platform.node())
     content = json.dumps({key: value for key, value in asdict(said).items() if value is not None})
     with writing(file(root, name)) as path:
@@ -107,9 +105,7 @@ def changed(path: Path) -> int:
 
 
 def begin(root: Path, name: str) -> Path:
-    """Prepares the start of a job's process: removes its status, makes its log and returns the log's path. Raises
-    RunError and UsageError.
-    """
+    """Removes a job's status before its process starts, and returns its log. Raises RunError and UsageError."""
     with writing(path := log(root, name)):
         path.parent.mkdir(parents=True, exist_ok=True)
         run_files.check_own(path)
@@ -153,9 +149,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _alive(pid: int) -> bool:
-    """Returns whether the process runs. A zombie, whose parent (perhaps this process) has not waited for it, does not
-    run.
-    """
+    """Returns whether the process runs, and is no zombie, for which its parent has not yet waited."""
     try:
         os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")

@@ -32,9 +32,7 @@ class JobWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks at the status files during the block, in a thread, since another program uses this one, and once more
-        at its end.
-        """
+        """Looks at the status files in a thread during the block, and once more at its end."""
         over = threading.Event()
 
         def look_on() -> None:

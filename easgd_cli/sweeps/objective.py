@@ -50,9 +50,7 @@ class Objective:
         return f"{self} {self.primary.shown(self.primary.sign * value)}"
 
     def value(self, path: Path) -> float:
-        """Returns the value of the run in `path`, smaller being better; infinite if the run diverged or missed the
-        level. Raises RunError.
-        """
+        """Returns the run's value, the smaller the better; inf if it diverged or missed the level. Raises RunError."""
         run, metric = _read(path), self._metric
         if metric not in run.curve:
             raise RunError(
@@ -67,9 +65,7 @@ class Objective:
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
-        """Returns the held-out and the test value of the primary metric, as far as there are such, at the evaluation
-        from which `value` is taken.
-        """
+        """Returns the held-out and test values that the primary metric has at the evaluation of `value`."""
         run = _read(path)
         at, base = self._evaluation(run), _base(self.primary or run.metrics.primary or TRAIN_LOSS)
         metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}

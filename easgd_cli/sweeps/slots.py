@@ -19,9 +19,7 @@ _OWN_BYTES, _WORKER_BYTES = 350 * 2**20, 40 * 2**20
 
 
 class Devices(Enum):
-    """On which CUDA devices a job computes: none, any that are visible to it, or some that its settings name by number
-    among all.
-    """
+    """The CUDA devices of a job: none, any that are visible to it, or some that its settings name by number."""
 
     NONE, ANY, NAMED = range(3)
 
@@ -39,18 +37,14 @@ class Slot:
     devices: list[str]
 
     def environment(self, wanted: Devices) -> dict[str, str]:
-        """Returns the environment of a job in this slot. A job that names devices numbers them as this process does, so
-        all are visible to it.
-        """
+        """Returns the environment of a job here. A job that names devices numbers them among all, so it sees all."""
         if wanted is Devices.NAMED or not self.devices:
             return dict(os.environ)
         return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices) if wanted is Devices.ANY else ""}
 
 
 def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
-    """Returns a slot for each job that runs at a time: `at_once` of them, or for `auto` as many as the machine carries.
-    Raises UsageError.
-    """
+    """Returns a slot for each of `at_once` jobs; for `auto`, as many as the machine carries. Raises UsageError."""
     from easgd_cli.system.devices import visible_devices  # here: it loads torch; a refusal is to come without that
 
     cores, devices = _cores(), visible_devices()
@@ -68,9 +62,7 @@ def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
 
 
 def dealt(things: Sequence[T], slots: int) -> list[list[T]]:
-    """Returns each slot's share of `things`: neighbours, disjoint. Where there are fewer things than slots, each slot
-    has one of them, in turn.
-    """
+    """Returns disjoint shares of neighbouring `things`, one for each slot; of too few things, one each in turn."""
     if 0 < len(things) < slots:
         return [[things[i % len(things)]] for i in range(slots)]
     return [list(things[i * len(things) // slots : (i + 1) * len(things) // slots]) for i in range(slots)]
