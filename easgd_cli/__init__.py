@@ -1,6 +1,7 @@
 """easgd: train one model with many workers around a center variable.
 
-From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; docs/python.md. Nothing is loaded until it is used.
+From Python: `import easgd_cli as easgd`, then `easgd.train(...)`; see docs/python.md. A name of this package is loaded
+when it is first used.
 """
 
 from __future__ import annotations

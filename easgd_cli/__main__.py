@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 _NO_PLACE = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
-_SHOWN = 100  # characters of a name
+_SHOWN = 100  # most characters of a name in a message
 
 _HELP = """easgd {version}: train one model with many workers around a center variable.
 
@@ -40,7 +40,7 @@ usage: easgd COMMAND ...
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0 done, 1 failed while running, 2 bad usage, 128 + the number of
-    the signal that ended it.
+    the signal that ended the command. `argv`: the words after `easgd`, None for those of this process.
     """
     if argv is None:
         streams.prepare()
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except (UsageError, RunError) as e:
-        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's way of asking where a refusal comes from
+        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":  # Hydra's variable that asks for tracebacks
             traceback.print_exc()
         tell(str(e))
         return 2 if isinstance(e, UsageError) else 1
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (streams.OutputFailed, BrokenPipeError) as e:
         streams.unseen(sys.stdout)
-        if not isinstance(e, BrokenPipeError):  # the reader of our output has left, as in `easgd train --help | head`
+        if not isinstance(e, BrokenPipeError):  # a reader that ended, as in `easgd train --help | head`, is fine
             tell(f"standard output cannot be written: {why(e)}.")
         return 1
-    except OSError as e:  # of a word that names what may not be looked at, or what no file can be called
+    except OSError as e:  # for a word that names a file that may not be read, or that no file can have as its name
         if e.errno not in _NO_PLACE or e.filename is None:
             raise
         name = os.fsdecode(e.filename)
@@ -80,12 +80,12 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"easgd {__version__}")
         return 0
-    # what the shell calls back; it knows the program's name but no command
+    # the shell's callback for completion, which has the program's name but no command
     if words[0] in ("-sc", "--shell-completion"):
         return importlib.import_module("easgd_cli.commands.completion").main(words[1:], list(COMMANDS))
     name, *rest = words
     if name not in COMMANDS:
-        import difflib  # here: until Ctrl-C is seen to, as little as possible is loaded
+        import difflib  # here: little is to be loaded before Ctrl-C is handled
 
         near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.5)
         if "=" in name:
@@ -102,7 +102,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _refuse_what_is_no_text(words: Sequence[str]) -> None:
-    """Raises UsageError where settings could not be written down, or there is no directory to work in."""
+    """Raises UsageError for words that are not UTF-8, and if the working directory has been removed."""
     for word in words:
         try:
             word.encode()

@@ -1,10 +1,11 @@
-"""The two ways a run is refused or ends early for a reason the user can act on."""
+"""The two errors with which a run is refused, or ends early, for a reason on which the user can act."""
 
 import errno
 
 
 class UsageError(Exception):
-    """Bad usage, configuration or data: one or two lines naming the key, the value, the rule and the remedy.
+    """Bad usage, configuration or data. The text is one or two lines that name the key, the value, the rule and the
+    remedy.
 
     The command prints the text alone and exits with status 2; nothing has been started or written.
     """
@@ -15,7 +16,7 @@ class RunError(Exception):
 
 
 def why(e: OSError) -> str:
-    """What stood in the way, for a sentence."""
+    """Returns the reason of `e`, as a part of a sentence."""
     if e.errno == errno.EFBIG:
         return "it would be larger than this shell's file-size limit, which ulimit -f shows"
     return str(e.strerror or e)

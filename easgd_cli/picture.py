@@ -1,5 +1,5 @@
-"""How the pictures look and are saved: matplotlib's objects without pyplot, so no window system and no global state of
-ours.
+"""How pictures look and are saved: with matplotlib's objects but without pyplot, so without a window system and without
+global state of easgd's.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart by all eyes, and in this order also in grey.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and in this order also readers of a grey print.
 BLUE, GREEN, ORANGE, PURPLE, SKY, BLACK = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK)
-DIVERGENT = "0.82"  # grey: nothing finite there
+DIVERGENT = "0.82"  # grey, where values are not finite
 WIDTH = 7.0  # inches: across a page
 
-# Of an SVG's coordinates, in points of 1/72 inch: two decimals are finer than any printer, six are half of the file.
+# Coordinates in an SVG, in points of 1/72 inch: 2 decimals are finer than any printer, and matplotlib's 6 would make
+# half of the file.
 _PATH = re.compile(r' d="[^"]*"')
 _FINER = re.compile(r"(\.\d\d)\d+")
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings under which pictures are made and saved, whatever the user's matplotlibrc says."""
+    """Sets how pictures are made and saved in the block, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -45,13 +46,13 @@ def style() -> Iterator[None]:
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty picture of so many inches."""
+    """Returns an empty picture; `width` and `height` in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG or SVG, by the ending; the same picture gives the same bytes. What no font has is drawn as a box, without
-    a warning that would hold it.
+    """Saves a picture as PNG or SVG, by the ending of `path`; the same picture gives the same bytes. A character that
+    no font has is drawn as a box, without matplotlib's warning.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")
@@ -69,11 +70,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def paler(colour: str, by: float) -> tuple[float, float, float]:
-    """`colour` mixed with white, of which it then holds the share `by`."""
+    """Returns `colour` mixed with white; `by`: the share of white."""
     red, green, blue = to_rgb(colour)
     return red + by * (1 - red), green + by * (1 - green), blue + by * (1 - blue)
 
 
 def letter(axes: Axes, text: str) -> None:
-    """A title at the left, for panels that are spoken of."""
+    """Sets a title at the left, for panels to which a text refers."""
     axes.set_title(text, loc="left")

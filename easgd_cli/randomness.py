@@ -1,7 +1,7 @@
 """Randomness as a function instead of a state.
 
-Every draw of a run comes from a generator seeded with `key(seed, stream, worker, n)`, so it depends only on what it is
-for. Resuming, replaying and simulating need no generator states: the clock says which numbers come next.
+Every draw of a run comes from a generator seeded with `key(seed, stream, worker, n)`, so it depends only on its
+purpose. Resuming, replaying and simulating need no generator states: the clock says which numbers come next.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a draw is for. Two streams never share numbers; a new one takes the next free number.
+# Streams, one for each purpose of draws. Two streams have independent numbers; a new stream takes the next free value.
 PERMUTATION = 1  # order of the training images; n counts passes over them
 AUGMENTATION = 2  # crops, shifts and flips of a batch; n is the worker's clock
-DROPOUT = 3  # whatever the model draws; n is the worker's clock
+DROPOUT = 3  # all draws of the model; n is the worker's clock
 INIT = 4  # initial parameters
 SUBSET = 5  # training images on which the training loss is measured
 HELD_OUT = 6  # training images set aside for choosing settings
-RULE = 7  # draws of an algorithm's own; n is the worker's clock
+RULE = 7  # a method's own draws; n is the worker's clock
 CONTENT = 8  # pixels of synthetic images
 NOISE = 9  # noise of the gradients of known functions; n is the worker's clock
 COMPUTING = 10  # seconds of a step on the virtual clock; n is the worker's clock
 PAUSES = 11  # whether a worker pauses before a step on the virtual clock; n is the worker's clock
-MADE_BY_USERS = 12  # whatever a user's own data set draws
-SAMPLE = 13  # whatever a user's Dataset draws for one sample; n is its index
+MADE_BY_USERS = 12  # all draws of a user's own data set
+SAMPLE = 13  # draws of a user's Dataset for one sample; n is the sample's index
 TESTED = 14  # samples that a data set without a test set of its own is tested on
 FAULTS = 15  # whether a worker suffers a fault; n is the worker's clock
 WIRE = 16  # how a vector is rounded on its way; n is the worker's clock, the variable and the way
@@ -32,7 +32,7 @@ _64_BITS = 2**64 - 1
 
 
 def key(seed: int, stream: int, worker: int = 0, n: int = 0) -> int:
-    """A seed of 63 bits for a generator, for draw `n` of `worker` from `stream` in the run with this `seed`.
+    """Returns a seed of 63 bits for a generator, for draw `n` of `worker` from `stream` in the run with this `seed`.
 
     All bits depend on all arguments. That matters: torch's CPU generator (a Mersenne twister) reads only the lower 32.
     """
@@ -44,13 +44,13 @@ def key(seed: int, stream: int, worker: int = 0, n: int = 0) -> int:
 
 @contextmanager
 def seeded(seed: int, stream: int) -> Iterator[None]:
-    """Within it, the global generators of torch (its CPU's), numpy and Python begin where `seed` and `stream` say;
-    afterwards they are as they were before.
+    """Seeds the global generators of torch (its CPU's), numpy and Python by `seed` and `stream` during the block, and
+    restores their states afterwards.
 
-    For what draws without being handed a generator: nets, so that every worker starts from the same parameters (paper
-    p. 6, footnote 7), and users' data sets, so that a run that goes on sees the data it had.
+    For code that takes no generator: nets, so that every worker starts from the same parameters (paper p. 6, footnote
+    7), and users' data sets, so that a run that goes on sees the same data.
     """
-    import numpy  # here, since torch and numpy are slow to load, and keys are wanted without them
+    import numpy  # here, since torch and numpy are slow to load and keys do not need them
     import torch
 
     before = torch.random.get_rng_state(), numpy.random.get_state(), random.getstate()
@@ -64,7 +64,7 @@ def seeded(seed: int, stream: int) -> Iterator[None]:
 
 
 def seed_all(z: int) -> None:
-    """The global generators of torch (its CPU's), numpy and Python begin where `z` says."""
+    """Seeds the global generators of torch (its CPU's), numpy and Python with `z`."""
     import numpy
     import torch
 
@@ -82,5 +82,5 @@ def _mix(z: int) -> int:
 
 
 def uniform(seed: int, stream: int, worker: int = 0, n: int = 0) -> float:
-    """One number from (0, 1) for the same purposes, where a generator would cost more than the draw."""
+    """Returns a number from (0, 1) for the arguments of `key`, where a generator would cost more than the draw."""
     return (key(seed, stream, worker, n) + 0.5) / 2**63

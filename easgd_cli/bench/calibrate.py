@@ -1,31 +1,30 @@
-"""A measured run of launcher=local as settings of launcher=simulated (launcher/kinds.py has what they mean).
+"""Turns a measured run of launcher=local into settings of launcher=simulated (launcher/kinds.py says what they mean).
 
-What is taken from where, all in seconds:
+How each setting follows from the record, all in seconds:
 
 compute   The seconds of a local step that no exchange could shorten: compute, data and other of the workers' rows.
           Twenty equally likely values, each the mean of a twentieth of all steps by length, so that their mean is
-          exactly the run's. A row is the mean over the steps since the row before; in a run of more than 250 steps the
-          list is narrower than single steps are, which matters to methods in rounds only.
-speeds    The workers' mean steps against each other: the wall-clock of a run is that of its slowest.
-service   The master's CPU seconds for each message, or the exchange's where they are fewer: it looks at its channel
-          five times a second, too, which is much of what it does where exchanges are rare.
-latency   Half of what is left of an exchange. Where the rule waits for its reply, an exchange is what the step loop
-          spent on it, w. Less the service, s, and the wait for others' messages in a queue of Poisson arrivals and
-          constant service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of the time that the
-          others keep the master busy. Where an exchange overlaps a gradient or is a round, the record does not say how
-          long it took, nor does it where the master is busy most of the time; then one is measured here and now,
-          beside p - 1 processes that compute, on the machine of the run and no busier than it was then.
-overhead  What the step loop spent on an exchange beyond what was not hidden behind a gradient: a worker's own time for
-          sending and collecting. Nothing where the rule waits for its reply, since it is in the exchange then, nor in
-          rounds, where the loop's seconds are those of waiting for the slowest.
+          exactly the run's. A row has the mean over the steps since the row before; in a run of more than 250 steps the
+          values therefore vary less than single steps do, which matters for methods in rounds only.
+speeds    The workers' mean steps in proportion: a run takes as long as its slowest worker.
+service   The master's CPU seconds for each message, but at most the seconds of an exchange: the master also looks at
+          its channel five times a second, which is much of its work where exchanges are rare.
+latency   Half of what is left of an exchange. Where the rule waits for its reply, an exchange takes w, the seconds that
+          the step loop spent on it. From w subtract the service, s, and the wait behind others' messages in a queue of
+          Poisson arrivals and constant service (Pollaczek and Khinchine): rho s / (2 (1 - rho)), with rho the share of
+          the time in which the other workers keep the master busy. The record does not tell how long an exchange took
+          if it overlaps a gradient, is a round, or if the master is busy most of the time. Then an exchange is measured
+          now, beside p - 1 computing processes; that needs the run's machine, no busier than during the run.
+overhead  What the step loop spent on an exchange beyond the part that a gradient did not hide: a worker's own time for
+          sending and collecting. 0 where the rule waits for its reply, since the exchange then includes this time, and
+          0 in rounds, where the loop's seconds are the wait for the slowest worker.
 
-Bandwidth stays unlimited: on one machine no vector travels, and the latency belongs to the size of this one.
+Bandwidth stays unlimited: on one machine no vector travels, and the latency is that of vectors of this size.
 
-Not modelled. The workers and the master share the cores: what they take from each other is in `compute`, and stays what
-it was in this run, so the settings belong to this number of workers, and where exchanges cost much against a step, to a
-period like this one. The simulator takes the batch of DOWNPOUR's step after the pull, where a real worker makes it
-meanwhile. Starting and ending, an evaluator that runs beside the workers, and whatever else the machine does are not
-there either.
+Not modelled. The workers and the master share the cores: their slowing of each other is in `compute`, as it was in this
+run. So the settings hold for this number of workers only, and where an exchange costs much against a step, for a
+similar period only. In DOWNPOUR's step the simulator makes the batch after the pull, a real worker during the pull.
+Start and end of a run, an evaluator beside the workers, and other programs on the machine are not modelled either.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ from easgd_cli.settings import targets
 from easgd_cli.settings.schema import Settings
 from easgd_cli.training.drive import how_it_exchanges
 
-_VALUES = 20  # of the list of compute
-_BUSY = 0.5  # of the master's time: above it, waiting is queueing, and says nothing of latency
+_VALUES = 20  # length of the list `compute`
+_BUSY = 0.5  # share of the master's time: above it a worker's wait is mostly queueing, and says nothing of latency
 _SPENT = ("seconds_compute", "seconds_data", "seconds_other")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the record says. `steps`: of each worker [rows, 2], how many steps and their seconds without exchanges."""
+    """What the record says. `steps`: for each worker [rows, 2], a row's steps and their seconds without exchanges."""
 
     tau: int
     steps: list[np.ndarray]
@@ -62,34 +61,34 @@ class Measured:
     exchanges: int
     wall_seconds: float
     nbytes: int  # of a message
-    waits: bool  # whether `exchanging` is how long an exchange took
-    rounds: bool  # whether it is how long the slowest worker took
+    waits: bool  # True if `exchanging` is how long an exchange took
+    rounds: bool  # True if exchanges are rounds, so that `exchanging` is the wait for the slowest worker
 
     @property
     def busy(self) -> float:
-        """The share of the wall-clock that the master computed."""
+        """The share of the wall-clock time in which the master computed."""
         return self.service * self.exchanges / self.wall_seconds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings of launcher=simulated, and what they were derived from."""
+    """Settings of launcher=simulated, and the figures from which they follow."""
 
     compute: list[float]
     speeds: list[float]
     service: float
     latency: float
     exchange: float  # from a message to its reply
-    queueing: float  # of it, behind the messages of others
-    overhead: float  # of a worker's loop for each exchange
+    queueing: float  # the part of `exchange` that is waiting behind others' messages
+    overhead: float  # seconds of a worker's loop for each exchange
 
     def settings(self) -> dict[str, float | list[float]]:
-        """By name, as launcher=simulated has them."""
+        """Returns the settings of launcher=simulated by name."""
         return {name: getattr(self, name) for name in ("compute", "speeds", "service", "latency", "overhead")}
 
 
 def read(run: Path, s: Settings) -> Measured:
-    """What the record of the run in this directory, with these settings, says. Raises UsageError for too little."""
+    """Reads the record of the run in directory `run` with settings `s`. Raises UsageError if it does not suffice."""
     summary = summary_of(run)
     if s.launcher["name"] not in ("local", "distributed"):
         raise UsageError(
@@ -143,13 +142,14 @@ def read(run: Path, s: Settings) -> Measured:
 
 
 def of_easgds_own(s: Settings) -> bool:
-    """Whether the method and its local step are this package's, so that no code of the run's is run by making them."""
+    """Returns whether method and local step are easgd's own, so that making them runs no code that a run names."""
     return all(targets.own(getattr(s, group)["target"]) for group in ("algo", "local"))
 
 
 def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
-    """How its workers exchange (training/drive.py). Code that a run names is not run to look at it; one of before, that
-    does not say, has to be of a method of this package. Raises UsageError.
+    """Returns how the run's workers exchange, as `how_it_exchanges` says. Records of older versions do not tell; then
+    the method is made to find out, but only one of easgd's own: reading a run must not run the code that it names.
+    Raises UsageError for another method.
     """
     if "exchange" in summary:
         return str(summary["exchange"])
@@ -162,11 +162,13 @@ def _exchange(run: Path, s: Settings, summary: dict[str, Any]) -> str:
 
 
 def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibration:
-    """Settings with which a simulation takes as long as the run; `measured_exchange`: if the record does not tell."""
+    """Returns settings with which a simulation takes as long as the run. `measured_exchange`: measures the seconds of
+    an exchange now; called if the record does not tell them.
+    """
     p = len(m.steps)
     means = [float(of[:, 1].sum() / of[:, 0].sum()) for of in m.steps]
     mean = math.fsum(means) / p
-    # Each worker's steps at speed 1, so that speed and list together give its own mean back.
+    # Each worker's steps scaled to speed 1, so that `compute` and its speed together give the worker's own mean.
     compute = _equally_likely(np.concatenate([of * (1.0, mean / own) for of, own in zip(m.steps, means, strict=True)]))
     told = m.waits and m.busy <= _BUSY
     exchange, queueing = m.exchanging if told else measured_exchange(), 0.0
@@ -180,20 +182,20 @@ def calibrate(m: Measured, measured_exchange: Callable[[], float]) -> Calibratio
 
 
 def _steps(rows: list[Row]) -> np.ndarray:
-    """[rows, 2]: how many steps since the row before, and the seconds of them all that were not communication."""
+    """Returns [rows, 2]: the number of steps since the row before, and their seconds without communication."""
     totals = np.array([[0.0, 0.0]] + [[row["step"], sum(row[part] for part in _SPENT)] for row in rows])
     return np.diff(totals, axis=0)
 
 
 def _equally_likely(steps: np.ndarray) -> list[float]:
-    """Seconds of a step as `_VALUES` equally likely ones: means of as many equal shares of all steps by length."""
+    """Returns `_VALUES` equally likely seconds of a step: the means over equal shares of all steps, by length."""
     steps = steps[np.argsort(steps[:, 1] / steps[:, 0])]
-    # Lorenz's curve: seconds of the shortest steps, as many as there are
+    # Lorenz's curve: (n, seconds of the n shortest steps together)
     upto = np.vstack([[0.0, 0.0], np.cumsum(steps, axis=0)])
     at = np.interp(np.linspace(0.0, upto[-1, 0], _VALUES + 1), upto[:, 0], upto[:, 1])
     return [float(seconds) for seconds in np.diff(at) * _VALUES / upto[-1, 0]]
 
 
 def _not_overlapped(exchange: float, compute: list[float]) -> float:
-    """Mean seconds that an exchange outlasts the step it overlaps."""
+    """Returns the mean seconds by which an exchange takes longer than the step that it overlaps."""
     return math.fsum(max(0.0, exchange - seconds) for seconds in compute) / len(compute)

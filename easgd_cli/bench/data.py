@@ -1,4 +1,4 @@
-"""Batches of a data set, made as a worker makes them, against torchvision's DataLoader doing the same, on one core."""
+"""Batches of a data set, made as by a worker, compared with torch's DataLoader and torchvision, on one core."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SECONDS_OF_PHOTOS = 1.0
 
 
 def run(images: Images, batch_size: int, windows: int) -> Row:
-    """Images a second, ready for the net: cropped, mirrored and normalised as the set asks, as floats in batches of
-    `batch_size`.
+    """Measures images a second, made ready for the net: cropped, mirrored and normalised as the set asks, as floats in
+    batches of `batch_size`.
 
-    Raises UsageError for images that are no pictures.
+    Raises UsageError for images that are not uint8 with 1 or 3 channels.
     """
     if images.train.dtype != torch.uint8 or images.train.shape[1] not in (1, 3):
         raise UsageError(
@@ -46,10 +46,10 @@ def run(images: Images, batch_size: int, windows: int) -> Row:
 
 
 def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: int) -> Row:
-    """Images a CPU second, ready for the net, against torchvision's ImageFolder on the originals, which it decodes,
-    resizes and crops.
+    """Measures images a CPU second, made ready for the net, against torchvision's ImageFolder, which decodes, resizes
+    and crops the photos in `originals`.
 
-    CPU seconds of this process, which does both without threads or loader processes.
+    CPU seconds are of this process, which does both without threads or loader processes.
     """
     transforms, datasets = vision.torchvision().transforms, vision.torchvision().datasets
     seen = transforms.Compose([transforms.Resize(images.resize), *_seen(images, images.crop)])
@@ -65,7 +65,7 @@ def run_stored(images: StoredImages, originals: Path, batch_size: int, windows: 
 
 
 def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: float) -> float:
-    """Images a second by `clock`, over at least `least_seconds`; `work` makes some and says how many."""
+    """Returns images a second by `clock`, over at least `least_seconds`. `work`: makes images and returns how many."""
     began, made = clock(), 0
     while True:
         made += work()
@@ -74,7 +74,7 @@ def _rate(work: Callable[[], int], clock: Callable[[], float], least_seconds: fl
 
 
 def _seen(images: Images | StoredImages, crop: tuple[int, int]) -> list[Any]:
-    """Torchvision's transforms from a picture to what the net is given of it."""
+    """Returns torchvision's transforms that make a net's input of a picture."""
     transforms = vision.torchvision().transforms
     steps = [
         transforms.RandomCrop(crop),
@@ -87,7 +87,7 @@ def _seen(images: Images | StoredImages, crop: tuple[int, int]) -> list[Any]:
 
 
 def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], int]:
-    """Makes the next batch of a worker at each call."""
+    """Returns a function that makes a worker's next batch at each call, and returns its size."""
     batches, generator = Batches(images.count("train"), batch_size, seed=0), torch.Generator()
     steps = count()
 
@@ -100,7 +100,7 @@ def _batches(images: Images | StoredImages, batch_size: int) -> Callable[[], int
 
 
 def _again_and_again(loader: Any) -> Callable[[], int]:
-    """Takes the next batch of `loader` at each call, pass after pass; the last of a pass may be smaller."""
+    """Returns a function that takes the next batch of `loader` at each call, pass after pass, and returns its size."""
     batches = chain.from_iterable(repeat(loader))
     return lambda: len(next(batches)[1])
 
@@ -120,7 +120,7 @@ def _by(sides: tuple[int, ...]) -> str:
 
 
 class _OneByOne:
-    """The set as torchvision keeps it: an array for each image, made a picture and transformed one at a time."""
+    """The images as a data set of torchvision's has them: an array each, made a picture and transformed one by one."""
 
     def __init__(self, images: Images):
         self._transform = vision.torchvision().transforms.Compose(_seen(images, images.input_shape[1:]))

@@ -1,4 +1,4 @@
-"""The synchronous peer: DistributedDataParallel, which averages the gradients of all processes at every step."""
+"""DistributedDataParallel, with which synchronous runs are compared: it averages all processes' gradients each step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.training.data_parallel import Rendezvous, backend, grouped
 
-_TIMEOUT = 60.0  # seconds of a collective whose other side does not come
+_TIMEOUT = 60.0  # seconds after which a collective fails whose other members do not come
 
 
 @dataclass
 class GroupedStart:
-    """What one process of the group begins with, and how they find each other; see Rendezvous."""
+    """What one process of the group begins with. `meeting`, `backend`: how the processes meet; see Rendezvous."""
 
     loop: LoopStart
     meeting: str
@@ -31,7 +31,7 @@ class GroupedStart:
 
 
 class DataParallelLoop:
-    """A plain loop whose net is wrapped: the gradients that its backward leaves are the mean of all processes'."""
+    """A plain loop with a wrapped net: after backward its gradients are the mean over all processes."""
 
     def __init__(self, start: GroupedStart, channel: Channel):
         loop, many = start.loop, start.loop.settings.workers
@@ -47,7 +47,7 @@ class DataParallelLoop:
 
 
 def data_parallel_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
-    """Images a second of as many processes as `s` has workers, `steps` steps each. `images` in shared memory."""
+    """Returns images a second of a process for each worker of `s`, `steps` steps each. `images` in shared memory."""
     with scratch_directory() as directory:
         starts = [GroupedStart(loop, str(directory / "meeting"), backend(s)) for loop in loop_starts(s, images, steps)]
         return side_by_side("data_parallel", DataParallelLoop, starts, s.batch_size)

@@ -1,11 +1,12 @@
-"""What an exchange costs: the center's rule, and the whole of it as a worker sees it, against copying memory.
+"""What an exchange costs, the center's rule alone and the whole exchange as a worker sees it, against copying memory.
 
-Counted in streams, each a pass over the vector in main memory: EASGD's rule reads the message, reads and writes the
-center and writes the reply (4); the worker's pull reads the reply, reads and writes x (3); a copy reads and writes (2).
+Costs are counted in streams; a stream is one pass over a vector in main memory. EASGD's rule reads the message, reads
+and writes the center and writes the reply (4 streams). The worker's pull reads the reply, reads and writes x (3). A
+copy reads and writes (2).
 
-A worker on a GPU sends its message down the bus and gets the reply back up: there the exchange is held against the two
-copies alone, from and to pinned memory, which is as fast as the bus goes. With the center on the same GPU nothing goes
-over the bus, and the exchange is held against copying the GPU's memory, in streams as on the host.
+A worker on a GPU sends its message and gets its reply over the bus. Its exchange is compared with these two copies
+alone, to and from pinned memory, which are as fast as the bus allows. With the center on the same GPU nothing crosses
+the bus, and the exchange is compared with copying the GPU's memory, in streams as on the host.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from easgd_cli.transport.shared import Elsewhere, Link, SharedWorkerEnd
 from easgd_cli.transport.staging import Staging
 
 _HOST = torch.device("cpu")
-_EXCHANGES = 200  # of which the median is taken
-SEVERAL = (2, 4)  # masters, a slice of the center each
+_EXCHANGES = 200  # whose median is taken
+SEVERAL = (2, 4)  # numbers of masters, each with a slice of the center
 _RULE_STREAMS, _PULL_STREAMS, _COPY_STREAMS = 4, 3, 2
 _SIZES = {"352 k (the paper's CIFAR net)": 351_946, "5 M": 5_000_000, "61 M (the paper's ImageNet net)": 61_128_808}
 
 
 def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> Iterator[Row]:
-    """Rule and exchange of `method`, called `algo`, at three sizes, in GB/s by EASGD's streams; worker on `device`."""
+    """Measures rule and exchange of `method`, named `algo`, at three sizes, in GB/s by EASGD's streams."""
     torch.set_num_threads(1)
     for net, size in _SIZES.items():
         name = f"{algo}, {net}"
@@ -56,9 +57,10 @@ def run(algo: str, method: Method, device: torch.device, windows: int = 10) -> I
 
 
 def seconds_beside(method: Method, size: int, busy: int) -> float:
-    """Seconds from a message [size] to its reply, the median, beside `busy` other processes that compute as workers do.
+    """Returns the median seconds from a message [size] to its reply, beside `busy` other processes that compute as
+    workers do.
 
-    Of a mean, whatever else runs at this moment would be a part.
+    The median, since other programs of the machine would change a mean.
     """
     torch.set_num_threads(1)
     with ExitStack() as stack:
@@ -68,7 +70,7 @@ def seconds_beside(method: Method, size: int, busy: int) -> float:
         worker = stack.enter_context(_served(method, size, _HOST, center=_HOST))
         message, spent, clock = worker.vectors["x"], list[float](), itertools.count()
         for _ in range(_EXCHANGES):
-            _compute()  # a worker comes from its gradient
+            _compute()  # as a worker, which has just computed a gradient
             before = time.perf_counter()
             worker.post(message, next(clock))
             worker.collect()
@@ -90,12 +92,12 @@ class _Computing:
 
 
 def _center(method: Method) -> tuple[str, ...]:
-    """The vectors of the method's center, by name."""
+    """Returns the names of the center's vectors; none for a method without exchange."""
     return method.variables[CENTER].state if not method.alone else ()
 
 
 def _compute() -> None:
-    """About a millisecond of a core."""
+    """Computes for about a millisecond, on one core."""
     a = torch.ones(256, 256)
     for _ in range(4):
         torch.mm(a, a)
@@ -112,9 +114,9 @@ def _rule(method: Method, name: str, size: int, windows: int) -> Row:
 
 
 def _exchange(method: Method, name: str, size: int, device: torch.device, windows: int, masters: int = 1) -> Row:
-    """The center where the worker is, or in slices, a master each."""
+    """Measures an exchange with a center on the worker's `device`; `masters`: how many share it in slices."""
     with _served(method, size, device, device, masters) as worker:
-        x, clock = worker.vectors["x"], itertools.count()  # a message of a clock that was served is not served again
+        x, clock = worker.vectors["x"], itertools.count()  # new for each message: no clock is served twice
 
         def exchange() -> None:
             worker.post(x, next(clock))
@@ -127,7 +129,7 @@ def _exchange(method: Method, name: str, size: int, device: torch.device, window
 
 
 def _exchange_over_bus(method: Method, name: str, size: int, device: torch.device, windows: int) -> Row:
-    """Two vectors over the bus, whatever else is done with them."""
+    """Measures an exchange of a worker on `device` with a center on the host, counted as two vectors over the bus."""
     seconds, pinned = 0.3 if size > 1_000_000 else 0.1, torch.empty(size, pin_memory=True)
     with _served(method, size, device, center=_HOST) as worker:
         x, clock = worker.vectors["x"], itertools.count()
@@ -179,7 +181,7 @@ def _against_copy(
 def _served(
     method: Method, size: int, device: torch.device, center: torch.device, masters: int = 1
 ) -> Iterator[SharedWorkerEnd]:
-    """A session of a worker on `device` with masters, processes whose vectors lie on the device `center`."""
+    """Starts masters with vectors on the device `center`, and yields the session of a worker on `device` with them."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         link = Link.new(0, method, size, torch.float32, masters=masters)
@@ -207,7 +209,7 @@ def _served(
 
 @contextmanager
 def _started(child: Child) -> Iterator[None]:
-    """The child runs for as long as this lasts."""
+    """Has the child run during the block."""
     try:
         heard(child, "ready")
         child.channel.post({"kind": "start", "began": time.monotonic()})

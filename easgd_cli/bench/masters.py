@@ -1,8 +1,8 @@
-"""What several masters make of the links between hosts (masters=k): the exchange of one worker with all of them, and
-those of a worker on each host at once, for one number of masters after another in every window.
+"""How well several masters (masters=k) use the links between hosts: seconds of one worker's exchange with all masters,
+and of exchanges of a worker on each host at once. Every window measures all numbers of masters in turn.
 
-Beside that, where it is asked for, what torch's gloo makes of the same links with the same bytes: a vector to the first
-host and one back, and an all-reduce of all hosts.
+Where asked for, torch's gloo is measured beside them on the same links with the same bytes: a vector to the first host
+and one back, and an all-reduce of all hosts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from easgd_cli.transport.shared import SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn, turns
 
 _ALONE, _TOGETHER = 0.5, 1.0  # seconds of a window, about
-_LEAST = 3  # exchanges of all at once in it: the first are made while nobody receives yet
+_LEAST = 3  # exchanges of all workers at once in a window: the first ones are made before any worker receives
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Who is where: `workers`, one on the first host where `worker_here`, else one on each that joined; of every number
-    of masters in `counts`, `masters_here` at most are on the first host, and the others in turn on those that joined.
+    """Where workers and masters are. There is a worker on each of the `joined` hosts, and one on the first host if
+    `worker_here`. `counts`: the numbers of masters to measure; each time `masters_here` of them at most are on the
+    first host, the others on the joined hosts in turn.
     """
 
     counts: Sequence[int]
@@ -47,13 +48,13 @@ class Layout:
         return min(masters, self.masters_here)
 
     def hosts(self, masters: int) -> int:
-        """How many have one of them."""
+        """Returns how many hosts have a master, of `masters` in all."""
         return 1 + min(masters - self.here(masters), self.joined)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Seconds of each window: of an exchange of one worker `alone`, and of one of each at once; beside them gloo's."""
+    """Seconds in each window: of one worker's exchange `alone`, of one of every worker `at_once`, and of gloo's two."""
 
     layout: Layout
     masters: int
@@ -64,7 +65,7 @@ class Found:
     all_reduce: list[float] = field(default_factory=list)
 
     def line(self) -> str:
-        """In a sentence."""
+        """Returns the rates of exchanges, in a sentence."""
         p, alone, at_once = self.layout.workers, statistics.median(self.alone), statistics.median(self.at_once)
         return (
             f"{self._what}: {number(1 / alone)} exchanges of {self.size:,} floats a second of one worker, "
@@ -78,7 +79,9 @@ class Found:
         return f"{many} on {hosts} host{'' if hosts == 1 else 's'}"
 
     def rows(self, first: Found) -> Iterator[Row]:
-        """Rates in MB/s of one worker, alone and of all at once; `first`: with the first number of masters."""
+        """Yields the rates of a worker in MB/s, alone and while all exchange at once: against gloo where that was
+        measured, and against `first`, the figures with the first number of masters.
+        """
         one, all_ = "an exchange", f"one of {self.layout.workers} workers'"
         if self.back_and_forth:
             yield self._row(one, self.alone, "gloo there and back", self.back_and_forth)
@@ -96,8 +99,8 @@ class Found:
 def run(
     listener: socket.socket, secret: bytes, layout: Layout, size: int, windows: int, wait: float, *, gloo: bool
 ) -> list[Found]:
-    """Waits for the hosts, and measures. Raises RunError, ConnectionEnded where one leaves, and ValueError for more
-    masters than the vectors [size] have room for.
+    """Waits for the hosts, and measures. Raises RunError if none joins in `wait` seconds, ConnectionEnded if a host
+    leaves, and ValueError for more masters than vectors [size] can be cut for.
     """
     found = [Found(layout, count, size) for count in layout.counts]
     with ExitStack() as stack:
@@ -119,11 +122,11 @@ def run(
         of.back_and_forth[:], of.all_reduce[:] = found[0].back_and_forth, found[0].all_reduce
     for of in found:
         for seconds in (of.alone, of.at_once, of.back_and_forth, of.all_reduce):
-            del seconds[:1]  # of the window that warms up
+            del seconds[:1]  # the first window only warms up
     return found
 
 
-Exchanges = Callable[[int], object]  # of one worker: makes so many, one after another
+Exchanges = Callable[[int], object]  # makes so many exchanges of one worker, one after another
 
 
 def _window(of: Found, exchanges: Sequence[Exchanges], first: bool) -> None:
@@ -146,7 +149,7 @@ def _gloo(stack: ExitStack, hosts: Sequence[Connection], size: int) -> Gloo:
 
 
 class _Sets:
-    """Makes the sessions of all workers with so many masters. Vectors of a worker are the same in all sets."""
+    """Makes the sessions of all workers with all masters, a set for each number of masters, with the same vectors."""
 
     def __init__(
         self, stack: ExitStack, listener: socket.socket, secret: bytes, layout: Layout, hosts: Sequence[Connection],
@@ -158,7 +161,7 @@ class _Sets:
         self._turns = turns()
 
     def made(self, masters: int) -> list[Exchanges]:
-        """Of each worker, that of the first host first."""
+        """Starts so many masters and returns each worker's `Exchanges`, those of the first host's worker first."""
         parts, here = slices(self._size, masters), self._layout.here(masters)
         far = [self._far_master(place, part) for place, part in list(enumerate(parts))[here:]]
         near = int(self._layout.worker_here)
@@ -176,7 +179,7 @@ class _Sets:
                 end = link.for_master(place, slice(first, last))
                 out = OutgoingSession((name, port), self._secret, SILENCE, place, end, lambda how, of=worker: of.lose())  # type: ignore[misc]
                 self._stack.callback(out.end)
-            self._stack.callback(worker.lose)  # which ends the threads: the interpreter's end would break them off
+            self._stack.callback(worker.lose)  # ends the session's threads before the interpreter ends
             made.append(partial(exchange, worker))
         there = parts[here - 1].stop
         for host, link in zip(self._hosts, links[near:], strict=True):
@@ -190,7 +193,7 @@ class _Sets:
         return made
 
     def _far_master(self, place: int, part: slice) -> tuple[int, int, int, str, int]:
-        """Has a host that joined begin it: its place, its first and last entry, and where it is reached."""
+        """Has a joined host begin a master of the slice `part`. Returns place, first and last entry, host and port."""
         host = self._hosts[(place - self._layout.masters_here) % len(self._hosts)]
         host.say({"kind": "serve", "size": part.stop - part.start, "workers": self._layout.workers, "algo": ALGO})
         _, text, _ = host.next()

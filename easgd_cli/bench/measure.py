@@ -1,4 +1,4 @@
-"""Ratios that hold on a noisy machine: both sides in alternating windows of one run, medians with their range."""
+"""Ratios that hold on a noisy machine: both sides are measured in alternating windows; median and range are shown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark: a figure and what it is held against, both in `unit` per second (more is better).
+    """One line of a benchmark: a figure and its peer, with which it is compared, both rates in `unit` (more is better).
 
-    `ratio` is the median of figure / peer over the windows, with the least and the greatest.
+    `ratio`, `least`, `greatest`: median and range of figure / peer over the windows; `target`: what `ratio` should be
+    at least.
     """
 
     what: str
@@ -30,12 +31,12 @@ class Row:
     def of(
         cls, what: str, pairs: Sequence[tuple[float, float]], peer_name: str, unit: str, target: float | None = None
     ) -> Row:
-        """`pairs`: figure and peer of each window."""
+        """Makes the row from `pairs`, figure and peer of each window."""
         figure, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
         return cls(what, figure, peer_name, peer, unit, *spread(f / p for f, p in pairs), len(pairs), target)
 
     def columns(self) -> dict[str, str]:
-        """What a table shows of it, by heading."""
+        """Returns the cells of a table's row, by heading."""
         return {
             self.unit: number(self.figure), f"{self.peer_name}, {self.unit}": number(self.peer),
             "ratio": f"{self.ratio:.3f}",
@@ -45,18 +46,18 @@ class Row:
 
 
 def spread(ratios: Iterable[float]) -> tuple[float, float, float]:
-    """Median, least and greatest."""
+    """Returns median, least and greatest of `ratios`."""
     found = sorted(ratios)
     return statistics.median(found), found[0], found[-1]
 
 
 def number(value: float, digits: int = 4) -> str:
-    """In so many digits, or more before the point: never with an exponent where it is great."""
+    """Returns `value` with `digits` significant digits, or with all digits before the point: never with an exponent."""
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def rate(work: Callable[[], object], amount: float, least_seconds: float) -> float:
-    """`amount` per call, as a rate over at least `least_seconds`."""
+    """Calls `work` for at least `least_seconds` and returns the rate, with `amount` for each call."""
     calls, began = 0, time.perf_counter()
     while True:
         work()
@@ -70,7 +71,7 @@ def alternate(
     what: str, figure: Callable[[], float], peer_name: str, peer: Callable[[], float], unit: str, windows: int = 10,
     target: float | None = None,
 ) -> Row:  # fmt: skip
-    """Measures `figure` and `peer` (rates) in turn, after one window of each that does not count."""
+    """Measures the rates `figure` and `peer` in turn, `windows` times, after a window of each that does not count."""
     figure()
     peer()
     return Row.of(what, [(figure(), peer()) for _ in range(windows)], peer_name, unit, target)

@@ -1,9 +1,9 @@
-"""What the links between machines carry, and what an exchange over them costs, against the bytes alone.
+"""What the links between machines carry, and what an exchange over them costs, compared with the bytes alone.
 
-One way is a vector on its way and a word back that it is there. An exchange sends one each way, after another, and a
-master applies it in between. Two sessions at once have both directions to fill. Beside that, where it is asked for,
-what torch's gloo makes of the same link with the same bytes: a vector there and one back, and an all-reduce of two,
-whose processes send and get a vector each, as DistributedDataParallel has it in every step.
+"One way" is a vector in one direction and a word back that it has arrived. An exchange sends one vector each way, one
+after the other, and a master applies the rule in between. Two sessions at once can fill both directions. Where asked
+for, torch's gloo is measured beside them on the same link with the same bytes: a vector there and one back, and an
+all-reduce of two processes, each of which sends and gets a vector, as in a step of DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from easgd_cli.transport.relay import WorkerRelay
 from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn, turns
 
-ALGO = {"target": "easgd_cli.algorithms:EASGD", "alpha": 0.1}  # of the masters
+ALGO = {"target": "easgd_cli.algorithms:EASGD", "alpha": 0.1}  # the masters' method
 _SESSIONS = 2
-_TOGETHER = 10  # exchanges of two sessions at once at least: their first are made while both still send
+_TOGETHER = 10  # least exchanges of two sessions at once: the first ones are made while both still send
 _LEAST_SECONDS = 0.5  # of a window
 
 
 @dataclass(frozen=True)
 class Gloos:
-    """Seconds of a vector there and one back by gloo's sends and receives, and of its all-reduce; and what an exchange
-    and one of two sessions' have of these rates: median, least, greatest.
+    """Seconds of a vector there and one back by gloo's sends and receives, and of gloo's all-reduce. `spread`: the
+    rates of an exchange, and of one of two sessions' exchanges, divided by gloo's: median, least, greatest.
     """
 
     back_and_forth: float
@@ -45,7 +45,9 @@ class Gloos:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one host: seconds of a word there and back, a vector up and down, an exchange, and of two sessions at once."""
+    """The costs of the link to one host: seconds of a word there and back, of a vector up and down, of an exchange, and
+    of two sessions' exchanges at once (`both`).
+    """
 
     name: str
     size: int
@@ -54,13 +56,13 @@ class Costs:
     down: float
     exchange: float
     both: float
-    spread: tuple[tuple[float, float, float], tuple[float, float, float]]  # the two ratios: median, least, greatest
+    spread: tuple[tuple[float, float, float], tuple[float, float, float]]  # of the two ratios: median, least, greatest
     windows: int
     gloo: Gloos | None = None
 
     def rows(self) -> Iterator[Row]:
-        """Rates in MB/s of one exchange and of two at once, each against the bytes alone, and where gloo was measured
-        against that: an exchange and what it is held against carry a vector in each direction.
+        """Yields rates in MB/s of one exchange and of two at once, each against the bytes alone, and against gloo where
+        that was measured: an exchange and its peer of gloo's both carry a vector in each direction.
         """
         amount, one_way = 4 * self.size / 1e6, max(self.up, self.down)
         for what, seconds, many, peer, capacity, (ratio, least, greatest), target in (
@@ -83,7 +85,7 @@ class Costs:
                 )  # fmt: skip
 
     def line(self) -> str:
-        """In a sentence."""
+        """Returns the costs of the link, in a sentence."""
         rate = 4 * self.size / 1e6
         return (
             f"{self.name}: {1000 * self.round_trip:.3g} ms there and back, {number(rate / self.up)} MB/s up, "
@@ -93,14 +95,14 @@ class Costs:
 
 
 def simulated(costs: Costs) -> str:
-    """The settings of a virtual cluster with such links."""
+    """Returns the settings of a virtual cluster with such links."""
     rates = ",".join(f"{4 * costs.size / seconds:.0f}" for seconds in (costs.up, costs.down))
     return f"launcher=simulated launcher.latency={costs.round_trip / 2:.6f} launcher.bandwidth=[{rates}]"
 
 
 def proposed(costs: Costs, step: float, share: float, workers: int) -> str:
-    """The tau with which exchanges that are not hidden take that share of a worker's time, whose local step takes
-    `step` seconds, and below which the master's link is full.
+    """Returns a sentence with the tau at which exchanges that are not hidden take the `share` of a worker's time, and
+    the tau below which the master's link is full. `step`: seconds of a local step.
     """
     alone = max(1, -(-costs.exchange * (1 - share) // (share * step)))
     full = workers * max(costs.up, costs.down) / step
@@ -113,8 +115,8 @@ def proposed(costs: Costs, step: float, share: float, workers: int) -> str:
 def run(
     listener: socket.socket, secret: bytes, hosts: int, size: int, windows: int, wait: float, *, gloo: bool = False
 ) -> Iterator[Costs]:
-    """Waits for so many hosts that join, and measures the link to each, one after another, with `gloo` also as torch
-    fills it. Raises RunError.
+    """Waits for so many hosts to join, and measures the link to each, one after another; `gloo`: also with torch's
+    gloo. Raises RunError.
     """
     for _ in range(hosts):
         connection, name = joined(listener, secret, wait)
@@ -126,7 +128,7 @@ def run(
                     stack.callback(beside.close)
                     ask_gloo(connection, beside, size, 1, 2)
                     beside.begin()
-                # only now: who calls a session waits seconds for it to be taken
+                # after gloo has begun: a session that the host calls must be accepted within seconds
                 for number in range(_SESSIONS):
                     connection.say({"kind": "measure", "number": number, "size": size, "here": size, "masters": []})
                 yield _costs(name, listener, secret, size, windows, beside)
@@ -135,7 +137,7 @@ def run(
 
 
 def joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connection, str]:
-    """The next host that joins, and what it is called. Raises RunError and ConnectionEnded."""
+    """Waits for the next host to join; returns its connection and its name. Raises RunError and ConnectionEnded."""
     sock, address, _ = accepted(listener, secret, Role.AGENT, wait)
     connection = Connection(sock, SILENCE)
     _, text, _ = connection.next()
@@ -143,18 +145,20 @@ def joined(listener: socket.socket, secret: bytes, wait: float) -> tuple[Connect
 
 
 def dismiss(connection: Connection) -> None:
-    """Nothing more is measured of that host."""
+    """Tells a host that nothing more is measured, and closes its connection."""
     connection.say({"kind": "end", "status": "measured", "exit_code": 0})
     connection.finish(SILENCE)
 
 
 def ask_gloo(connection: Connection, beside: Gloo, size: int, rank: int, ranks: int) -> None:
-    """Has a host begin its end."""
+    """Has a host begin its end of gloo's connections."""
     connection.say({"kind": "gloo", "port": beside.port, "size": size, "rank": rank, "ranks": ranks})
 
 
 def accepted(listener: socket.socket, secret: bytes, wanted: int | None, wait: float) -> tuple[socket.socket, str, int]:
-    """The next that knows the secret and is an agent, or a session of one, which has a number. Raises RunError."""
+    """Accepts the next caller that knows the secret and is an agent (`wanted` is Role.AGENT) or a session of an agent's
+    (None). Returns its socket, address and number. Raises RunError after `wait` seconds without such a caller.
+    """
     ends = time.monotonic() + wait
     while (left := ends - time.monotonic()) > 0:
         listener.settimeout(left)
@@ -208,32 +212,32 @@ def _of(name: str, size: int, round_trip: float, found: list[tuple[float, ...]])
 
 
 class Session:
-    """This end of a session, whose worker is at the other."""
+    """The end of a session on this host; the worker is at the other end."""
 
     def __init__(self, link: Link, sock: socket.socket, turn: SendTurn):
         self.link = link
         self.connection = Connection(sock, SILENCE, link.memory.nbytes(), turn)
 
     def stand_in(self, entries: slice = slice(None)) -> None:
-        """Takes the worker's place with the masters of these entries, which are there by now."""
+        """Takes the worker's place with the masters of these entries, which have been started."""
         vectors = {name: v[entries] for name, v in self.link.memory.tensors.items()}
         end = SharedWorkerEnd(self.link.for_worker())
         self._asks = WorkerRelay(end, vectors, self.link.variables, self.link.packing, self.connection)
 
     def word(self, text: bytes) -> None:
-        """Says it, and waits for the answer, with whatever vector there is in it."""
+        """Sends the word `text`, and waits for the answer and the vector in it, if there is one."""
         self.connection.post(FrameKind.MESSAGE, text)
         _, _, count = self.connection.next()
         if count:
             self.connection.fill([self.link.memory["x"]])
 
     def take(self) -> None:
-        """Sends a vector, and waits until it is there."""
+        """Sends a vector, and waits until it has arrived."""
         self.connection.post(FrameKind.MESSAGE, b"take", [self.link.memory["reply"]])
         self.connection.next()
 
     def exchange(self, times: int) -> float:
-        """Seconds of an exchange, as the worker sees it."""
+        """Has the worker make so many exchanges, and returns the seconds of one, as the worker sees it."""
         self.connection.post(FrameKind.MESSAGE, b"exchange %d" % times)
         while True:
             kind, text, count = self.connection.next()
@@ -249,7 +253,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _rated(work: Callable[[], object]) -> float:
-    """Seconds of a call, on the average over a window."""
+    """Returns the mean seconds of a call over a window."""
     calls, began = 0, time.perf_counter()
     while calls == 0 or time.perf_counter() - began < _LEAST_SECONDS:
         work()
@@ -258,7 +262,7 @@ def _rated(work: Callable[[], object]) -> float:
 
 
 def together(exchanges: Iterable[Callable[[int], object]], times: int) -> float:
-    """Seconds in which each makes one exchange, all at once; `exchanges` make so many. Raises what they raise."""
+    """Returns the seconds in which each of `exchanges` makes an exchange, all at once. Raises their errors."""
     made = list(exchanges)
     with ThreadPoolExecutor(len(made)) as pool:
         began = time.perf_counter()

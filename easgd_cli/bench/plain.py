@@ -1,4 +1,4 @@
-"""The peer of every step benchmark: a hand-written PyTorch loop on the same net, data and batches."""
+"""A hand-written PyTorch loop on the same net, data and batches, with which the step benchmarks compare runs."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class LoopStart:
 
 
 class Loop:
-    """Forward, backward, torch.optim.SGD on `net`, with Nesterov momentum where the method has one; the batches cut
-    where the images are put.
+    """Takes steps of forward, backward and torch.optim.SGD on `net`, with Nesterov momentum if the method has delta.
+    Batches are cut on the device to which a run puts its images.
 
-    Compiled, clipped and with smoothed labels where the run is.
+    The loop compiles the net, clips gradients and smooths labels if the run does.
     """
 
     def __init__(self, start: LoopStart, net: nn.Module, channel: Channel):
@@ -63,11 +63,11 @@ class Loop:
         )
         self._batches = Batches(start.images.count("train"), s.batch_size, s.seed)
         self._generator = torch.Generator().manual_seed(start.worker)
-        self._begun: deque[Callable[[], Batch]] = deque()  # batches, from the next step's on
+        self._begun: deque[Callable[[], Batch]] = deque()  # batches in the making, the next step's first
         self._next = 0  # the first step whose batch is not begun
 
     def run(self) -> None:
-        """Takes its steps and tells how many seconds they took. Raises ChannelClosed when the launcher has ended."""
+        """Takes the steps and posts how many seconds they took. Raises ChannelClosed when the launcher has ended."""
         self._steps(0, WARM_UP)
         before = time.perf_counter()
         self._steps(WARM_UP, WARM_UP + self._start.steps)
@@ -75,7 +75,7 @@ class Loop:
 
     def _steps(self, first: int, last: int) -> None:
         for t in range(first, last):
-            while self._next <= t + self._images.ahead:  # as many decoded ahead as a worker has
+            while self._next <= t + self._images.ahead:  # decodes as many batches ahead as a worker
                 indices = self._batches.indices(self._start.worker, self._next)
                 self._begun.append(self._images.begin(indices, self._generator, self._dtype))
                 self._next += 1
@@ -92,7 +92,7 @@ class Loop:
 
 
 class PlainLoop:
-    """One loop that shares nothing with anybody."""
+    """A process with one loop, which exchanges nothing with others."""
 
     def __init__(self, start: LoopStart, channel: Channel):
         torch.set_num_threads(start.threads)
@@ -103,7 +103,7 @@ class PlainLoop:
 
 
 def loop_starts(s: Settings, images: Dataset, steps: int) -> list[LoopStart]:
-    """One for each worker of `s`, with its device and threads. `images` in shared memory."""
+    """Returns the start of a loop for each worker of `s`, with device and threads. `images` in shared memory."""
     return [
         LoopStart(s, images, i, device, worker_threads(s), steps)
         for i, device in enumerate(deal_devices(s.device, s.workers))
@@ -111,15 +111,15 @@ def loop_starts(s: Settings, images: Dataset, steps: int) -> list[LoopStart]:
 
 
 def plain_images_per_second(s: Settings, images: Dataset, steps: int) -> float:
-    """Images a second of as many plain loops as `s` has workers, `steps` steps each. `images` in shared memory."""
+    """Returns images a second of a plain loop for each worker of `s`, `steps` steps each. `images` in shared memory."""
     return side_by_side("plain", PlainLoop, loop_starts(s, images, steps), s.batch_size)
 
 
 def side_by_side(name: str, maker: ProgramMaker, starts: Sequence[Any], batch_size: int) -> float:
-    """Images a second of processes that each run a Loop, begun together. Raises RunError when one fails; leaves none
-    behind.
+    """Runs a Loop in each of several processes at once and returns their images a second together. Ends all processes.
+    Raises RunError when one fails.
 
-    `starts` have a `steps`, which each takes.
+    `starts`: each process's start, whose `steps` says how many steps it takes.
     """
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
@@ -145,7 +145,7 @@ def _end(children: list[Child]) -> None:
 
 
 def heard(child: Child, kind: str) -> dict[str, Any]:
-    """The next message of this kind. Raises RunError when the child has failed or ended."""
+    """Waits for the child's next message of this kind. Raises RunError when the child has failed or ended."""
     while True:
         try:
             message, _ = child.channel.wait()

@@ -1,5 +1,6 @@
-"""What a round of all workers costs by an all-reduce, against the same round over sessions, and against the all-reduce
-alone as DistributedDataParallel makes it: of a gradient in buckets of 25 MiB, all begun before the first is waited for.
+"""What a round of all workers costs by an all-reduce, compared with the same round over sessions, and with the
+all-reduce alone as DistributedDataParallel makes it: of a gradient in buckets of 25 MiB, all begun before it waits for
+the first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SECONDS = 0.4  # of a window, about
 
 @dataclass
 class _Start:
-    """Of one worker. `ways`: its two sessions; `rounds`: of a window."""
+    """What one worker begins with. `ways`: its sessions, without and with all-reduce; `rounds`: those of a window."""
 
     method: Method
     ways: tuple[Link, Link]
@@ -45,7 +46,7 @@ class _Start:
 
 
 class _Rounds:
-    """A worker that takes part in rounds of each kind in turn. All have one schedule, and a round waits for all."""
+    """A worker that takes part in rounds of each kind in turn, on the same schedule as all other workers."""
 
     def __init__(self, start: _Start, channel: Channel):
         torch.set_num_threads(1)
@@ -68,7 +69,7 @@ class _Rounds:
         for _ in range(self._start.windows + 1):
             spent = []
             for kind in self._kinds:
-                kind()  # after which all are there
+                kind()  # after this round all workers are at the same place
                 before = time.perf_counter()
                 for _ in range(self._start.rounds):
                     kind()
@@ -76,7 +77,7 @@ class _Rounds:
             self._channel.post({"kind": "spent", "seconds": spent})
         while not self._channel.flush():
             time.sleep(0.001)
-        self._channel.wait()  # until it is ended
+        self._channel.wait()  # until the parent kills this process
 
 
 def _exchange(end: WorkerEnd) -> Callable[[], object]:
@@ -90,7 +91,7 @@ def _exchange(end: WorkerEnd) -> Callable[[], object]:
 
 
 def run(algo: str, method: Method, workers: int, windows: int) -> Iterator[Row]:
-    """Rounds of `method`, whose name is `algo`, at two sizes, each against its two peers."""
+    """Measures rounds of `method`, named `algo`, at two sizes, each against its two peers."""
     for name, size in _SIZES.items():
         spent = _measured(method, size, workers, windows, rounds=max(2, int(_SECONDS / (size * 1.2e-8))))
         what = f"a round by an all-reduce, {algo}, {name}, {workers} workers"
@@ -99,7 +100,7 @@ def run(algo: str, method: Method, workers: int, windows: int) -> Iterator[Row]:
 
 
 def _measured(method: Method, size: int, workers: int, windows: int, rounds: int) -> list[Sequence[float]]:
-    """Seconds of a round of each kind, by window."""
+    """Returns, for each window, the seconds of a round of each kind: all-reduce, sessions, the all-reduce alone."""
     with ExitStack() as stack:
         logs = stack.enter_context(scratch_directory())
         ways = [_links(method, size, workers, summed=False), _links(method, size, workers, summed=True)]

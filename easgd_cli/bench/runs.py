@@ -1,4 +1,4 @@
-"""A real run, launched as `easgd train` does it, of which only the record is wanted."""
+"""Makes a real run, launched as by `easgd train`, for the sake of its record."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from easgd_cli.record.reader import read_rows
 from easgd_cli.settings.schema import Checkpoint, Eval, Settings
 from easgd_cli.system.files import scratch_directory
 
-_TESTED = 16  # images, at the beginning and the end of a run
+_TESTED = 16  # test images, at the beginning and the end of a run
 
 
 @contextmanager
 def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The directory of a finished run, for as long as this lasts, and its summary. Nothing is evaluated beside the
-    workers, and little after them.
+    """Makes a run and yields its directory, which is removed after the block, and its summary. Nothing is evaluated
+    beside the workers, and little after them.
 
-    Raises RunError when it does not complete.
+    Raises RunError when the run does not complete.
     """
-    # Two training images, since the variances of a batch norm take as many.
+    # 2 training images, since the variances of a batch norm need as many.
     quiet = replace(s, eval=Eval(when="deferred", device=s.eval.device, train_images=2), checkpoint=Checkpoint())
     few = replace(prepared, recipe=replace(prepared.recipe, settings=quiet, data=_little_to_test(prepared.data)))
     with scratch_directory() as directory:
         with redirect_stdout(io.StringIO()):
             outcome = kinds.launcher(s)(Job(directory), few)
         if outcome.status == "interrupted":
-            # its launcher took the signal, and the benchmark is to end by it, too
+            # the run's launcher has taken the signal; the benchmark is to end by it, too
             signal.raise_signal(outcome.exit_code - 128)
         if outcome.status != "completed":
             many = f"{s.workers} worker{'s' if s.workers > 1 else ''}"
@@ -50,14 +50,14 @@ def recorded(s: Settings, prepared: build.Experiment) -> Iterator[tuple[Path, di
 
 
 def images_per_second(s: Settings, prepared: build.Experiment) -> float:
-    """Of all workers' step loops together, their first steps left out as those of the plain loops are."""
+    """Makes a run and returns images a second of all its workers together, without their first WARM_UP steps."""
     with recorded(s, prepared) as (directory, _):
         rows = list(read_rows(directory / "metrics.jsonl"))
     return sum(_rate([r for r in rows if r["party"] == worker_name(i)], s.batch_size) for i in range(s.workers))
 
 
 def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tuple[int, Dataset]:
-    """The length of a window, and what it learns from. Raises UsageError for a run that has no such."""
+    """Returns the steps of a window and the data set. Raises UsageError for a run without such a length or data."""
     if prepared.steps is None:
         raise UsageError(f"bench {what} minutes={s.minutes}: give steps=, the length of a window.")
     if prepared.steps <= WARM_UP:
@@ -73,7 +73,7 @@ def steps_and_images(what: str, s: Settings, prepared: build.Experiment) -> tupl
 
 
 def _little_to_test(images: Dataset | None) -> Dataset | None:
-    """The same training images with a few test images: a run that is only timed need not be measured on many."""
+    """Returns the same training images with few test images, since a timed run need not be measured on many."""
     if isinstance(images, Images):
         return replace(images, test=images.test[:_TESTED], test_labels=images.test_labels[:_TESTED], memory=None)
     if isinstance(images, StoredImages):

@@ -1,4 +1,4 @@
-"""What communicating costs in the whole: real runs of p workers against p plain loops that never communicate."""
+"""What communication costs in all: real runs of p workers, compared with p plain loops that never communicate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from easgd_cli.system.devices import worker_threads
 
 
 def against_plain(what: str, s: Settings, windows: int = 10, target: float | None = None) -> Row:
-    """Images a second of the run that `s` describes, as long a window as it has steps, against as many plain loops: the
-    efficiency.
+    """Measures the efficiency: images a second of the run that `s` describes, against as many plain loops as it has
+    workers. A window has the run's number of steps.
 
-    `what`: the benchmark, for a sentence. Raises UsageError for settings without images or a length, RunError when a
-    run fails.
+    `what`: the benchmark's name, for messages. Raises UsageError for settings without images or a length, RunError when
+    a run fails.
     """
     prepared = build.prepare(s)
     steps, images = steps_and_images(what, s, prepared)
@@ -27,7 +27,7 @@ def against_plain(what: str, s: Settings, windows: int = 10, target: float | Non
 
 
 def described(s: Settings) -> str:
-    """Everything that a speed depends on, but for the machine."""
+    """Returns everything on which the speed of a run depends, in words, except for the machine."""
     threads, many = worker_threads(s), s.workers
     return (
         f"{s.algo['name']}, {many} worker{'s' if many > 1 else ''}, tau={s.tau}, batch {s.batch_size}, "

@@ -1,4 +1,4 @@
-"""From the command to the first step of every worker: as a user waits for it, in a fresh process."""
+"""The time from the command to the first step of every worker, as a user waits for it, in a new process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TARGET = 3.0  # seconds, for 8 workers
 
 @dataclass(frozen=True)
 class Startup:
-    """Seconds to the first step of all `workers`: the median of several commands, the least and the greatest."""
+    """Seconds until all `workers` have taken their first step: median, least and greatest of several commands."""
 
     what: str
     workers: int
@@ -30,7 +30,7 @@ class Startup:
     target: float | None
 
     def columns(self) -> dict[str, str]:
-        """What a table shows of it, by heading."""
+        """Returns the cells of a table's row, by heading."""
         return {
             "s": f"{self.seconds:.2f}", "range": f"{self.least:.2f} to {self.greatest:.2f}", "times": str(self.windows),
             "target": "" if self.target is None else f"<= {self.target:g}",
@@ -38,7 +38,7 @@ class Startup:
 
 
 def run(overrides: list[str], workers: int, windows: int) -> Startup:
-    """Measures `windows` times. Raises RunError when a run fails."""
+    """Measures the startup `windows` times. Raises RunError when a run fails."""
     seconds = [_seconds_to_first_steps(overrides, workers) for _ in range(windows)]
     what = f"command to the first step of every one of {workers} worker{'s' if workers > 1 else ''}"
     target = _TARGET if workers == 8 else None

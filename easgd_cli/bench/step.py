@@ -1,4 +1,4 @@
-"""What a step costs: a worker's whole step loop, in real runs, against loops written by hand."""
+"""What a step costs: a worker's whole step loop in real runs, compared with loops written by hand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from easgd_cli.experiment import build
 from easgd_cli.settings.schema import Settings
 from easgd_cli.training.data_parallel import backend
 
-_ONE_WORKER = 0.98  # of a plain loop
+_ONE_WORKER = 0.98  # target of one worker's rate, as a share of a plain loop's
 
 
 def run(s: Settings, windows: int = 10) -> Iterator[Row]:
-    """Images a second: one worker against one plain loop, `s` as it is against as many, and where there are several
-    workers and a center, `s` at tau=1 against DistributedDataParallel with as many processes, and that against the
+    """Measures images a second: one worker against one plain loop; for several workers also the run of `s` against as
+    many plain loops, the run at tau=1 against DistributedDataParallel with as many processes, and that one against the
     plain loops.
 
     Raises UsageError for settings without images or a length, RunError when a run fails.

@@ -1,4 +1,4 @@
-"""Where a worker's seconds go, by workers and tau, in real runs: the paper's Table 4 (p. 24) on this hardware."""
+"""What workers' seconds are spent on in real runs, by workers and tau: the paper's Table 4 (p. 24) on this hardware."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from easgd_cli.experiment import build
 from easgd_cli.record.metrics import PARTS
 from easgd_cli.settings.schema import Settings
 
-# By model, the paper's steps of 128 images (CIFAR, ImageNet); by workers and tau, the seconds of computation, data
-# loading and communication that they took on its GPU cluster. Its rows of tau = 1 are DOWNPOUR's, those of tau = 10
-# EASGD's.
+# The paper's figures, by model (CIFAR, ImageNet): the number of steps of 128 images, and by (workers, tau) the seconds
+# of computation, data loading and communication of these steps on the paper's GPU cluster. The rows of tau = 1 are
+# DOWNPOUR's, those of tau = 10 EASGD's.
 _PAPER = {
     "convnet7": (400, {
         (1, 1): (12, 1, 0), (4, 1): (11, 2, 3), (8, 1): (11, 2, 5), (16, 1): (11, 2, 9),
@@ -30,7 +30,9 @@ _PAPERS_BATCH = 128
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of a run's `steps` local steps, the mean of its workers. `paper`: those of the paper's row, if any."""
+    """Seconds of a run's `steps` local steps, the mean over its workers. `paper`: the seconds of the same row in the
+    paper, None without one; `paper_steps`: the paper's number of steps.
+    """
 
     what: str
     algo: str
@@ -47,7 +49,7 @@ class Spent:
     paper_steps: int | None
 
     def columns(self) -> dict[str, str]:
-        """What a table shows of it, by heading, in the paper's order: computation, data loading, communication."""
+        """Returns the cells of a table's row by heading, seconds in the paper's order: compute, data, communication."""
         spent = self.compute + self.data + self.communication + self.other
         return {
             "method": self.algo, "p": str(self.workers), "tau": str(self.tau),
@@ -59,7 +61,7 @@ class Spent:
 
 
 def spent(s: Settings) -> Spent:
-    """Makes a run of `s` and tells where its seconds went. Raises UsageError without a length in steps, RunError."""
+    """Makes a run of `s` and returns what its seconds were spent on. Raises UsageError without steps=, RunError."""
     prepared = build.prepare(s)
     if prepared.steps is None:
         raise UsageError(

@@ -1,5 +1,5 @@
-"""What a run leaves behind, and what it shows meanwhile: metrics.jsonl, exchanges.bin, TensorBoard's file,
-summary.json.
+"""The record that a run leaves behind (metrics.jsonl, exchanges.bin, TensorBoard's file, summary.json), and what the
+run shows while it goes on.
 
-The launcher alone writes it, so the record outlives every other process.
+The launcher alone writes the record, so it outlives every other process.
 """

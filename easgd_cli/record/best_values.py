@@ -11,21 +11,22 @@ from easgd_cli.record.metrics import MEASURED, MOMENT, PARTIES, PARTS, Row, meas
 
 
 class BestValues:
-    """Those of one run, whose metric `primary` it is judged by; None: by none."""
+    """The last and the best values of one run. `primary`: the metric whose best value is kept; None: none is."""
 
     def __init__(self, primary: Metric | None) -> None:
         self._primary = primary
         self.reached: dict[str, int] = {}  # the local step of each worker's last row
         self._evaluated: dict[str, Any] | None = None  # when the last evaluation was: seconds, step and exchanges
-        self._measured: dict[str, Row] = {}  # of the center and of its average: the last value of each metric
-        # of each worker that has not been lost: where its seconds have gone
+        self._measured: dict[str, Row] = {}  # of center and average: the last value of each metric
+        # of each worker, but for lost ones: its seconds by what they were spent on (PARTS)
         self._seconds: dict[str, dict[str, float]] = {}
-        # by returns: steps whose work came to nothing, steps that were left out, seconds that workers were not there
+        # sums over all returns of lost workers: steps whose work never reached the center, steps that the worker's
+        # clock left out, seconds from loss to return
         self._gone = {"steps_lost": 0, "steps_missed": 0, "seconds_away": 0.0}
-        self._away: dict[int, float] = {}  # since when a worker is
+        self._away: dict[int, float] = {}  # of each lost worker: the training second of its loss
 
     def take(self, row: Row) -> Row:
-        """The row as it is recorded: not-finite numbers None, the best value so far in those of the center."""
+        """Takes in a row and returns it as recorded: non-finite numbers as None, and with the best value so far."""
         row = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
@@ -40,7 +41,7 @@ class BestValues:
             self.reached[party] = row["step"]
             if all(row.get(f"seconds_{part}") is not None for part in PARTS):
                 self.spent(party, row)
-        elif "lost" in row:  # its seconds have stopped; after it has come back they go on
+        elif "lost" in row:  # a lost worker's seconds do not count until it has come back and has a row again
             self._seconds.pop(worker_name(row["lost"]), None)
             self._away[row["lost"]] = row["seconds"]
         elif "returned" in row:
@@ -50,7 +51,9 @@ class BestValues:
         return row
 
     def _best(self, metric: Metric, row: Row, last: Row) -> Row:
-        """The best value up to this row, and when it was first reached; nothing where there is none."""
+        """Returns the best value of `metric` up to this row and the second at which it was first reached, nothing while
+        there is no value. `last`: the party's last values.
+        """
         value, best, when = row.get(metric.name), last.get(metric.best.name), last.get(SECONDS_TO_BEST.name)
         if value is not None and (best is None or metric.sign * value < metric.sign * best):
             best, when = value, row["seconds"]
@@ -58,15 +61,17 @@ class BestValues:
 
     @property
     def evaluated(self) -> tuple[float, int] | None:
-        """Step and exchanges of the last evaluation."""
+        """Step and exchanges of the last evaluation; None before the first."""
         return (self._evaluated["step"], self._evaluated["exchanges"]) if self._evaluated is not None else None
 
     def spent(self, worker: str, seconds: Mapping[str, Any]) -> None:
-        """Where a worker's seconds have gone so far."""
+        """Notes what a worker's seconds have been spent on so far."""
         self._seconds[worker] = {part: seconds[f"seconds_{part}"] for part in PARTS}
 
     def stats(self) -> dict[str, Any]:
-        """The last evaluation of center and average, when it was, and where workers' seconds went, their mean."""
+        """Returns entries of summary.json: the last values of center and average, when they were evaluated, what the
+        workers' seconds were spent on (mean over workers), and what losses of workers cost.
+        """
         count = len(self._seconds)
         seconds = {part: sum(s[part] for s in self._seconds.values()) / count if count else 0.0 for part in PARTS}
         return {

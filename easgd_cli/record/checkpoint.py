@@ -1,8 +1,8 @@
-"""Everything a run needs to go on, in one file written beside and renamed: a checkpoint is whole or is not there.
-It has a checksum of its own, and those of the record up to its moment.
+"""Checkpoints: everything that a run needs to go on, in one file. The file is written under another name and then
+renamed, so a checkpoint is whole or is not there. It holds its own checksum, and those of the record at its moment.
 
-Of an asynchronous run it holds the center at one instant and each worker at the end of its next step: no consistent
-cut. With one worker the two fall together, and the run goes on bit for bit as if it had never stopped.
+The checkpoint of an asynchronous run holds the center at one instant and each worker at the end of its next step: no
+consistent cut. With one worker the two coincide, and the run goes on bit for bit as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ class WorkerState:
     served: int = 0
     exchanges: int = 0
     tally: dict[str, Any] | None = None
-    spared: int = -1  # it has had the faults (`faults`) of its steps up to this one
+    spared: int = -1  # the step up to which the worker has had its faults (`faults`)
 
 
 @dataclass
 class OwnerState:
-    """The owner of what is evaluated (the master; the worker of a method without exchange) between two changes of it.
+    """The owner of the vector that is evaluated (the master; in a method without exchange the worker), between two
+    updates of that vector.
 
     `clock` counts the center's updates; `pace`: the next points at which a snapshot for evaluation is due, in steps and
-    in seconds; `variables`, `couriers`: the clocks of other variables, and of couriers by their variables; `masters`:
-    of several the clock of each, and the exchanges it has served.
+    in seconds; `variables`: the clocks of other variables; `couriers`: couriers' clocks, by the variables beside which
+    they lie; `masters`: where there are several, the clock of each and the exchanges that it has served.
     """
 
     moment: Moment
@@ -62,8 +63,8 @@ class OwnerState:
 @dataclass
 class Checkpoint:
     """A run at one moment. `pending`: snapshots that have been taken but not evaluated, each with its vectors by name;
-    `simulated`: where a virtual cluster stands; `record`: what metrics.jsonl and exchanges.bin held when it was
-    written, by their names, empty in those of before; `name`: of its file.
+    `simulated`: the state of a virtual cluster; `record`: size and checksum of metrics.jsonl and exchanges.bin when the
+    checkpoint was written, by file name, empty in files of older versions; `name`: the checkpoint's file name.
     """
 
     owner: OwnerState
@@ -75,7 +76,7 @@ class Checkpoint:
 
 
 def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint and removes all but the newest `keep`. Raises OSError, leaving the older ones."""
+    """Writes the checkpoint, then removes all but the newest `keep`. Raises OSError, with none removed."""
     directory.mkdir(exist_ok=True)
     number = 1 + max(map(reader.checkpoint_number, reader.checkpoints(directory)), default=0)
     path = directory / f"{number:06d}_step_{int(checkpoint.owner.moment.step)}.pt"
@@ -88,13 +89,13 @@ def write(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     save(_on_host(content), path, sealed=True)
     for old in reader.checkpoints(directory)[:-keep]:
-        with suppress(OSError):  # a directory of that name, say: the new one is written, whatever becomes of it
+        with suppress(OSError):  # an old one that cannot be removed, such as a directory, stays
             old.unlink()
     return path
 
 
 def _on_host(content: Any) -> Any:
-    """The same with every tensor on the CPU, so that it can be read where no such device is."""
+    """Returns `content` with every tensor on the CPU, so that it can be read on a machine without the run's devices."""
     if isinstance(content, dict):
         return {key: _on_host(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -103,7 +104,9 @@ def _on_host(content: Any) -> Any:
 
 
 def save(content: Any, path: Path, sealed: bool = False) -> Held:
-    """torch.save, beside and renamed, with a checksum where `sealed`; returns what the file holds. Raises OSError."""
+    """Writes `content` by torch.save under another name, then renames the file. `sealed`: adds its checksum. Returns
+    size and checksum of the file, as before that addition. Raises OSError.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as f:
@@ -117,13 +120,13 @@ def save(content: Any, path: Path, sealed: bool = False) -> Held:
         return summing.held
     except (OSError, RuntimeError) as e:
         beside.unlink(missing_ok=True)
-        if isinstance(e.__context__, OSError):  # a full disk: torch says that its file does not end where it should
+        if isinstance(e.__context__, OSError):  # a full disk, which torch's own error hides
             raise e.__context__ from None
         raise e if isinstance(e, OSError) else OSError(f"{path}: {e}") from e
 
 
 def load(file: BinaryIO, name: str = "") -> Checkpoint:
-    """The checkpoint in a file of this name. Raises whatever torch and a content of another form raise."""
+    """Returns the checkpoint in `file`, whose name is `name`. Raises errors of any type for another content."""
     found = torch.load(file, map_location="cpu", weights_only=True)
     owner = found["owner"]
     return Checkpoint(
@@ -140,8 +143,8 @@ def load(file: BinaryIO, name: str = "") -> Checkpoint:
 
 
 def _made(kind: type[_Kind], said: dict[str, Any], parts: Mapping[str, Any] | None = None) -> _Kind:
-    """A `kind` of the values that were said; `parts`: those of its fields that have been looked at already. Raises
-    TypeError, ValueError or UsageError for values of other types, and for negative numbers that count something.
+    """Returns a `kind` with the fields that the file `said`; `parts`: fields that have been checked already. Raises
+    TypeError, ValueError or UsageError for a value of another type and for a negative count.
     """
     parts = parts or {}
     for name, hint in typing.get_type_hints(kind).items():
@@ -153,7 +156,7 @@ def _made(kind: type[_Kind], said: dict[str, Any], parts: Mapping[str, Any] | No
 
 
 def _moment(said: dict[str, Any]) -> Moment:
-    """Raises TypeError or ValueError for what is none."""
+    """Returns the moment with these fields. Raises TypeError or ValueError where they make none."""
     moment = Moment(**said)
     numbers = (moment.seconds, moment.step, *moment.clocks.values())
     if not all(type(number) in (int, float) and 0 <= number < float("inf") for number in numbers):
@@ -164,7 +167,7 @@ def _moment(said: dict[str, Any]) -> Moment:
 
 
 def _number(said: Any) -> int:
-    """Raises ValueError for what counts nothing."""
+    """Returns `said`. Raises ValueError unless it is a whole number of at least 0."""
     if type(said) is not int or said < 0:
         raise ValueError("is no number")
     return said
@@ -175,7 +178,7 @@ def _tally(said: Any) -> dict[str, Any] | None:
 
 
 def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Raises TypeError for what is no vectors by name."""
+    """Returns `said`. Raises TypeError unless it has only vectors [d] of floating-point numbers on the CPU, by name."""
     for name, v in said.items():
         usual = isinstance(v, Tensor) and v.dim() == 1 and v.is_floating_point()
         if not (isinstance(name, str) and usual and v.layout == torch.strided and v.device.type == "cpu"):
@@ -184,7 +187,7 @@ def _vectors(said: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(said: Any) -> Any:
-    """Raises TypeError for anything but numbers, texts, vectors, and lists and dictionaries of these."""
+    """Returns `said`. Raises TypeError for all but numbers, texts, vectors, and lists and dictionaries of these."""
     if isinstance(said, Tensor):
         return _vectors({"": said})
     if isinstance(said, dict):
@@ -197,5 +200,5 @@ def _plain(said: Any) -> Any:
 
 
 def steps_taken(checkpoint: Checkpoint) -> int:
-    """The most local steps that one of its workers has taken."""
+    """Returns the most local steps that any worker of the checkpoint has taken."""
     return max([*checkpoint.owner.moment.clocks.values(), *(w.t for w in checkpoint.workers.values())], default=0)

@@ -1,17 +1,18 @@
-"""Checksums of what is read back: CRC-32 of the whole content, by which every flipped bit and every cut is noticed.
+"""Checksums of the files that are read back: CRC-32 of the whole content, which shows every flipped bit and every cut.
 
-It is against damage, not against forgery, which no checksum that lies beside its file could tell; and it takes half the
-time of SHA-256. Every file has its own, inside, so that both are written at once:
+They are against damage, not against forgery, which no checksum beside its file could show. CRC-32 takes half the time
+of SHA-256. These files have their checksum inside, so that file and checksum are written at once:
 
-config.yaml, overrides.yaml   the first line, a comment: of the lines below it
-summary.json                  the last entry: of all before it
-checkpoints                   the comment of the zip file that torch writes: of the file without it
+config.yaml, overrides.yaml   in the first line, a comment: the checksum of the lines below
+summary.json                  in the last entry: that of everything before it
+checkpoints                   in the comment of the zip file that torch writes: that of the file without the comment
 
-center.pt and average.pt stay what torch writes; their checksums, and those of metrics.jsonl and exchanges.bin, are in
-summary.json once the run has ended, and of these two for its moment in each checkpoint. Files of before have none.
+center.pt and average.pt stay as torch writes them. Their checksums, and those of metrics.jsonl and exchanges.bin, are
+in summary.json once the run has ended. Each checkpoint has those of the last two at its moment. Files of older versions
+have no checksums.
 
-A text may be edited by its user. An edit and a flipped bit are told apart by which changes a single bit could have made
-to the checksum; that an edit of one character is taken for one costs its user a line to remove.
+Users may edit a text. Where one flipped bit would explain the difference to the checksum, the text counts as damaged;
+otherwise as edited. An edit of a single character can so count as damage: its user then has to remove the checksum.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 _CHUNK = 1 << 22
-_SEARCHED = 1 << 20  # bytes of a text in which the flipped bit is searched
+_SEARCHED = 1 << 20  # bytes of the longest text in which the flipped bit is searched
 _LINE = "# crc32 of the lines below: "
 _ENTRY = ',\n  "crc32": "00000000"\n}\n'
 _DIGITS = re.compile(r"[0-9a-f]{8}")
@@ -34,7 +35,7 @@ DAMAGED = "is damaged: its checksum is not that of its content"
 
 @dataclass(frozen=True)
 class Wrong:
-    """What is wrong with a text, and in which line: with a flipped bit it is, otherwise it is as if edited."""
+    """What is wrong with a text. `line`: the line with the flipped bit; None: the text looks edited."""
 
     sentence: str
     line: int | None
@@ -42,7 +43,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Held:
-    """What a file holds, or its beginning: `size` bytes with this checksum, eight hexadecimal digits."""
+    """Size in bytes and checksum (eight hexadecimal digits) of a file, or of the beginning of one."""
 
     size: int
     crc32: str
@@ -53,14 +54,14 @@ class Held:
 
     @classmethod
     def read(cls, said: Any) -> Held:
-        """What `vars` gives. Raises ValueError for anything else."""
+        """Returns the Held of which `said` is the dictionary, as `vars` makes it. Raises ValueError for all else."""
         count, crc = (said.get("size"), said.get("crc32")) if isinstance(said, dict) else (None, None)
         if type(count) is not int or count < 0 or not isinstance(crc, str) or not _DIGITS.fullmatch(crc):
             raise ValueError("is no length with a checksum")
         return cls(count, crc)
 
     def begins(self, file: BinaryIO) -> bool:
-        """Whether the file begins with that. Raises OSError."""
+        """Returns whether the next `size` bytes of `file` have this checksum. Raises OSError."""
         return _crc(file, self.size) == self.crc32
 
 
@@ -69,12 +70,12 @@ def digits(crc: int) -> str:
 
 
 def with_line(text: str) -> str:
-    """A YAML text with its checksum."""
+    """Returns a YAML text with its checksum as the first line."""
     return f"{_LINE}{digits(zlib.crc32(text.encode()))}\n{text}"
 
 
 def wrong_line(text: str) -> Wrong | None:
-    """What is wrong with the text and its checksum; None also where it has none."""
+    """Returns what is wrong with a YAML text by its checksum; None: nothing, or there is no checksum."""
     first, _, below = text.partition("\n")
     if not _nearly(first[: len(_LINE)], _LINE):
         return None
@@ -87,12 +88,12 @@ def wrong_line(text: str) -> Wrong | None:
 
 
 def with_entry(text: str) -> str:
-    """A JSON object, indented by 2, with its checksum."""
+    """Returns the text of a JSON object, indented by 2, with its checksum as the last entry."""
     return text.removesuffix("\n}\n") + _ENTRY.replace("0" * 8, digits(zlib.crc32(text.encode())))
 
 
 def wrong_entry(text: str, content: dict[str, Any]) -> Wrong | None:
-    """What is wrong with the text of an object and its checksum; None also where it has none."""
+    """Returns what is wrong with the text of a JSON object by its checksum; None: nothing, or it has no checksum."""
     tail = text[-len(_ENTRY) :]
     if "crc32" not in content and not _nearly(_DIGITS.sub("0" * 8, tail), _ENTRY):
         return None
@@ -106,7 +107,9 @@ def wrong_entry(text: str, content: dict[str, Any]) -> Wrong | None:
 
 
 def _changed(text: str, crc: str, first_line: int, mark: str) -> Wrong:
-    """What is wrong with a text that had this checksum: a flipped bit, or more."""
+    """Returns what is wrong with a text that had the checksum `crc`: a flipped bit, or more. `first_line`: the number
+    of the text's first line in its file; `mark`: the place of the checksum, in words.
+    """
     data = text.encode()
     at = None
     if _DIGITS.fullmatch(crc) and len(data) <= _SEARCHED:
@@ -122,11 +125,12 @@ def _changed(text: str, crc: str, first_line: int, mark: str) -> Wrong:
 
 
 def _flipped(difference: int, size: int) -> tuple[int, int] | None:
-    """Which bit of so many bytes, (byte, bit), changes their checksum by this; None where no single one does.
+    """Returns the bit of `size` bytes, (byte, bit), whose flip changes their checksum by `difference`; None: no single
+    bit does.
 
-    A checksum is linear: what a bit changes depends on its place alone.
+    CRC-32 is linear: the change by a flipped bit depends on the bit's place alone.
     """
-    changes = [_table(1 << bit) for bit in range(8)]  # by a bit of the last byte, of the one before it, and so on
+    changes = [_table(1 << bit) for bit in range(8)]  # by the bits of the last byte, then of the byte before it, ...
     table = [_table(value) for value in range(256)]
     for byte in reversed(range(size)):
         if difference in changes:
@@ -142,13 +146,13 @@ def _table(value: int) -> int:
 
 
 def _flips(text: str, right: str) -> bool:
-    """Whether a single bit makes one of the other."""
+    """Returns whether `text` and `right` differ by a single bit."""
     differ = [(a, b) for a, b in zip(text, right, strict=False) if a != b]
     return len(text) == len(right) and len(differ) == 1 and (ord(differ[0][0]) ^ ord(differ[0][1])).bit_count() == 1
 
 
 class Summing:
-    """A file that is written from its beginning to its end; knows what it holds."""
+    """A file that is written from beginning to end, and counts its size and checksum meanwhile."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._size, self._crc = file, 0, 0
@@ -166,17 +170,17 @@ class Summing:
         return Held(self._size, digits(self._crc))
 
     def seal(self) -> None:
-        """Puts the checksum into a zip file that has been written."""
+        """Adds the checksum, as a comment, to the zip file that has been written."""
         comment = _COMMENT.replace(b"0" * 8, self.held.crc32.encode())
         self._file.seek(-2, 2)
         self._file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def wrong_archive(file: BinaryIO) -> str | None:
-    """What is wrong with a file that torch has written; None where it is sound.
+    """Returns what is wrong with a file that torch has written; None: nothing.
 
-    One without a checksum of ours is held against those that torch gives its parts. Nothing in it may be packed: torch
-    packs nothing, and a small file could become any size. Raises OSError.
+    A file without easgd's checksum is compared with the checksums that torch writes for its parts. Packed parts are
+    refused: torch packs none, and a small file could unpack to any size. Raises OSError.
     """
     size = file.seek(0, 2)
     file.seek(max(0, size - _END - len(_COMMENT)))
@@ -206,7 +210,7 @@ def wrong_archive(file: BinaryIO) -> str | None:
 
 
 def _crc(file: BinaryIO, count: int) -> str | None:
-    """The checksum of so many bytes from where the file stands; None where there are fewer."""
+    """Returns the checksum of the next `count` bytes of `file`; None: there are fewer."""
     crc = 0
     while count:
         data = file.read(min(count, _CHUNK))
@@ -217,5 +221,5 @@ def _crc(file: BinaryIO, count: int) -> str | None:
 
 
 def _nearly(text: str, mark: str) -> bool:
-    """Whether `text` is `mark`, or was before it was damaged: a mark that is lost would leave its file unchecked."""
+    """Returns whether `text` is `mark` up to 2 characters: a damaged mark must not leave its file unchecked."""
     return len(text) == len(mark) and sum(a != b for a, b in zip(text, mark, strict=True)) <= 2

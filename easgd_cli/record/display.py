@@ -1,6 +1,6 @@
-"""Where progress is shown: a view that is redrawn in its place in a terminal, plain lines everywhere else.
+"""Shows progress: a view that is redrawn in its place in a terminal, plain lines everywhere else.
 
-No thread: whoever shows something calls often. A terminal that is gone ends nothing.
+There is no thread: callers redraw often. When the terminal is gone, the program goes on without it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from easgd_cli.system.streams import unseen
 from easgd_cli.system.terminal import for_terminal, printable
 
 _REDRAW_SECONDS = 0.2
-_BAR = dict.fromkeys(map(ord, "━╸╺"), " ")  # of what rich draws one
+_BAR = dict.fromkeys(map(ord, "━╸╺"), " ")  # the characters of which Rich draws a bar
 
 
 class Screen(Console):
-    """Where a run is shown, or what its files say: as they have it, but for what would command the terminal. Rich would
-    end the program when the other end of a pipe is gone; a run goes on.
+    """The console on which a run, or texts from its files, are shown. Texts are printed as they are, but without
+    characters that would command the terminal. When the reader of a pipe is gone, Rich would end the program; this
+    console raises an error, so that a run can go on.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As Rich does it, and then every text printable."""
+        """Renders as Rich does, then makes every text printable."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment
@@ -41,11 +42,11 @@ class Screen(Console):
 
 
 class LineScreen(Screen):
-    """Where no line but the last can be written over, as in a notebook: a view is one line of text."""
+    """A console on which only the last line can be overwritten, as in a notebook: a view is one line of text there."""
 
 
 def screen() -> Screen:
-    """Standard output: on a terminal lines are broken between words, elsewhere they stay whole."""
+    """Returns standard output as a Screen: on a terminal lines are broken between words, elsewhere they stay whole."""
     made = Screen(highlight=False)
     made.soft_wrap = not made.is_terminal
     return made
@@ -57,12 +58,12 @@ class _Nowhere(io.TextIOBase):
 
 
 def nowhere() -> Screen:
-    """Of a run that is not shown."""
+    """Returns the Screen of a run that is not shown: it discards everything."""
     return Screen(file=_Nowhere(), force_jupyter=False)  # type: ignore[arg-type]
 
 
 def say(what: str | Text | Callable[[], object]) -> None:
-    """Prints a line, or calls what prints, on standard output; nowhere once nobody reads that any more."""
+    """Prints a line, or calls what prints, on standard output; does nothing once standard output is gone."""
     try:
         if isinstance(what, str):
             print(for_terminal(what, sys.stdout), flush=True)
@@ -75,26 +76,26 @@ def say(what: str | Text | Callable[[], object]) -> None:
 
 
 class Display:
-    """A view with lines above it, or without a terminal only lines."""
+    """A view with lines above it; without a terminal only the lines."""
 
     def __init__(self, console: Screen | None = None):
         self._console: Screen | None = console or screen()
         self._live: Live | None = None
         self._redrawn = 0.0
-        self._line: str | None = "" if isinstance(self._console, LineScreen) else None  # as it stands there
+        self._line: str | None = "" if isinstance(self._console, LineScreen) else None  # a LineScreen's line
         redrawn = self._console.is_terminal and not self._console.is_dumb_terminal and self._console.file.isatty()
         if self._line is None and redrawn:
-            # Redrawn by us alone; what others print meanwhile appears above the view.
+            # Redrawn by `redraw` alone; what other code prints meanwhile appears above the view.
             self._live = Live(console=self._console, auto_refresh=False)
             self._safely(self._live.start)
 
     @property
     def redraws(self) -> bool:
-        """Whether there is a view."""
+        """True if there is a view."""
         return self._live is not None or self._line is not None
 
     def redraw(self, view: Callable[[], RenderableType], now: bool = False) -> None:
-        """Shows the view that this makes, a few times a second at most, or `now`."""
+        """Shows what `view` returns: a few times a second at most, unless `now`."""
         live, clock = self._live, time.monotonic()
         if not self.redraws or (not now and clock - self._redrawn < _REDRAW_SECONDS):
             return
@@ -105,18 +106,18 @@ class Display:
             self._safely(lambda: self._write_over(_in_a_line(view())))
 
     def _write_over(self, text: str) -> None:
-        """Has `text` in the place of the line that stands there."""
+        """Replaces the LineScreen's line by `text`."""
         if (console := self._console) is not None and self._line is not None:
             console.file.write(f"\r{text.ljust(len(self._line))}" + ("" if text else "\r"))
             console.file.flush()
             self._line = text
 
     def line(self, text: str | Text) -> None:
-        """A line above the view. A `str` is Rich's markup."""
+        """Prints a line above the view. A `str` is Rich's markup."""
         self.show(lambda console: console.print(text))
 
     def show(self, what: Callable[[Screen], object]) -> None:
-        """Whatever else is to be printed."""
+        """Calls `what` to print something above the view."""
         console = self._console
         if console is not None:
             if self._line:
@@ -124,7 +125,7 @@ class Display:
             self._safely(lambda: what(console))
 
     def close(self, keep: bool = True) -> None:
-        """Leaves the terminal to others, and to `keep` the view as it last was; harmless when repeated."""
+        """Ends the view, so that others may print; `keep`: leaves it there as it last was. Harmless when repeated."""
         live, self._live = self._live, None
         if live is not None:
             live.transient = not keep
@@ -135,7 +136,7 @@ class Display:
             self._line = ""
 
     def _safely(self, show: Callable[[], object]) -> None:
-        """Shows something; where that is not possible any more all goes on unseen."""
+        """Calls `show`; if terminal or pipe are gone, nothing is shown from then on, and no error is raised."""
         console = self._console
         if console is None:
             return
@@ -147,7 +148,7 @@ class Display:
 
 
 def _in_a_line(view: RenderableType) -> str:
-    """The text of a view, without its colours and bars."""
+    """Returns the text of a view in one line, without colours and bars."""
     console = Screen(file=io.StringIO(), width=500, force_jupyter=False, color_system=None)
     console.print(view)
     text = str(console.file.getvalue())  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""From a job to its recorder, new or going on from a checkpoint."""
+"""Makes the recorder of a job: for a new run, or for one that goes on from a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recorded(Protocol):
 
 
 def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint | None) -> Recorder:
-    """The recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
+    """Returns the recorder of a new run, or of one that goes on from `resumed`. Raises RunError."""
     from easgd_cli.training.drive import how_it_exchanges  # here, since it loads torch
 
     s, rules = experiment.settings, experiment.parts.rules
@@ -45,7 +45,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
         "workers": s.workers, "tau": s.tau, "batch_size": experiment.problem.batch_size, "seed": s.seed,
         "precision": s.precision,
         "length": length(s), "until": levels(s), "symbols": sorted(build.symbols_used(s)),
-        # so that nobody who looks at the run has to run its code
+        # recorded so that code that reads the run need not run the run's own
         "exchange": "in rounds" if build.of_copies(s) else how_it_exchanges(rules, s.eta),
         "hparams": {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in of_run.items()},
         "metrics": metrics_of(experiment.problem).told(),
@@ -69,7 +69,7 @@ def open_record(job: Recorded, experiment: build.Experiment, resumed: Checkpoint
 
 
 def hparams(s: Settings, rules: Method) -> dict[str, Value]:
-    """The settings that result and speed may depend on, for the HParams page; None for symbols not used."""
+    """Returns the settings that result and speed may depend on, for the HParams page; None for unused symbols."""
     exchanges = not rules.alone or build.periodic(s)
     uses = build.symbols_used(s)
     found: dict[str, Any] = {group: getattr(s, group)["name"] for group in GROUPS}
@@ -95,7 +95,7 @@ def hparams(s: Settings, rules: Method) -> dict[str, Value]:
         found |= {"init": s.init, "init_prefix": s.init_prefix, "init_without": ",".join(s.init_without) or None}
     for group in GROUPS:
         for key, value in getattr(s, group).items():
-            # Of a data set only the numbers: the rest says where it lies, not what it is.
+            # Of a data set only the numbers: its other settings say where the data lie, not what they are.
             counts = group != "dataset" or (isinstance(value, int | float) and not isinstance(value, bool))
             if counts and key not in ("name", "target"):
                 found[f"{group}.{key}"] = value
@@ -103,12 +103,14 @@ def hparams(s: Settings, rules: Method) -> dict[str, Value]:
 
 
 def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
-    """Tells which rows came before the checkpoint and will not come again when a run goes on from it."""
+    """Returns a function that tells whether to keep a row: it keeps rows from before the checkpoint, but not those that
+    a run which goes on from it writes again.
+    """
     moment = checkpoint.owner.moment
     pending = {(m.seconds, m.step, m.exchanges) for m, _ in checkpoint.pending}
-    # A worker is kept at the end of its own step, which may be later than the center's moment. One that was lost comes
-    # back with its old clock, as the owner of the center has last seen it. What a worker has still to tell belongs to
-    # a row that it will write again: its last one, of a run that was killed after it, is at no regular step.
+    # The checkpoint has each worker at the end of the worker's own step, which may be later than the center's moment. A
+    # lost worker comes back with its old clock, as the center's owner last saw it. The steps in a worker's tally belong
+    # to a row that the worker writes again; a closing row with these steps, at no regular step, is dropped.
     reached = {worker_name(i): t for i, t in moment.clocks.items()} | {
         worker_name(i): w.t - (w.tally or {}).get("steps", 0) for i, w in checkpoint.workers.items()
     }
@@ -123,5 +125,5 @@ def up_to(checkpoint: Checkpoint) -> Callable[[Row], bool]:
 
 
 def as_is(text: str) -> str:
-    """Text that Markdown shows unchanged."""
+    """Returns `text` indented, so that Markdown shows it unchanged."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Lost workers in summary.json: `lost` in the last start, `lost_before` those that came back when it was resumed."""
+"""Lost workers in summary.json: `lost` in the last start; `lost_before` earlier, until the run was resumed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from easgd_cli.record.metrics import Row, worker_name
 
 
 def lost_before(rows: Iterable[Row]) -> dict[str, list[float]]:
-    """By worker, the mean local steps at which it was lost, by the rows of a run that is resumed."""
+    """Returns, for each worker that is still lost at the end of a run's rows, the mean local step at each loss."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["party"] == "system" and "lost" in row:
             found.setdefault(worker_name(row["lost"]), []).append(row["step"])
-        elif row["party"] == "system" and "returned" in row:  # by itself, while the run went on
+        elif row["party"] == "system" and "returned" in row:  # while the run went on
             found.pop(worker_name(row["returned"]), None)
     return found
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """A line for every loss: how, or when it was."""
+    """Returns a line for every loss: when a worker in `lost_before` was lost, how one in `lost` was."""
     earlier = [
         f"{worker}: at step {step:,.0f}, until the run was resumed"
         for worker, steps in summary.get("lost_before", {}).items()
@@ -30,12 +30,12 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def restarts(summary: Mapping[str, Any]) -> str:
-    """How often each party was started again, in a line; empty where none was."""
+    """Returns a line that tells how often each party was started again; empty if none was."""
     return _how_often(summary.get("restarts", {}))
 
 
 def goodput(summary: Mapping[str, Any]) -> str:
-    """How much of the work was of use, in a line; empty where nothing came to nothing."""
+    """Returns a line that tells how much of the work was useful; empty if none was lost."""
     g = summary.get("goodput") or {}
     if not any(g.get(name) for name in ("steps_lost", "steps_missed", "seconds_away")):
         return ""
@@ -46,7 +46,7 @@ def goodput(summary: Mapping[str, Any]) -> str:
 
 
 def rejoins(summary: Mapping[str, Any]) -> str:
-    """How often each worker went back to the center by itself, in a line; empty where none did."""
+    """Returns a line that tells how often each worker went back to the center by itself; empty if none did."""
     return _how_often(summary.get("rejoins", {}))
 
 

@@ -1,7 +1,8 @@
 """The metrics of workers and of the run, with one sentence each: shown by TensorBoard beside the curve and in
 docs/metrics.md.
 
-A row may hold more; that is recorded in metrics.jsonl and, but for what a problem measures of the center, not plotted.
+A row may hold other values, which metrics.jsonl records and TensorBoard does not plot, except for what a problem
+measures of the center.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ LINK = {
     "link_silent": "Seconds since anything was heard of the host.",
 }
 
-PARTIES = (*MEASURED, "system")  # everybody else is a worker
+PARTIES = (*MEASURED, "system")  # all other parties are workers
 
-# Where a worker's or the system's curve begins, at step 0, nothing has been spent or done: 0. These begin with their
-# first value.
+# A curve of a worker or the system begins at step 0 with the value 0, since nothing has been spent or done there; the
+# curves of these metrics begin with their first value.
 BEGIN_WITH_THEIR_FIRST = {"train_loss", "eta"}
 
 
 def measured(row: Row) -> list[str]:
-    """The names of what was measured of the center, in the order of the problem's own telling."""
+    """Returns the names of the values in a row of center or average, in the problem's order."""
     return [name for name in row if name not in MOMENT]
 
 
 def worker_name(number: int) -> str:
-    """A worker's name in rows, tags and log files: two digits or more, so that names sort as numbers do."""
+    """Returns a worker's name in rows, tags and log files: two digits or more, so that names sort as numbers do."""
     return f"worker_{number:02d}"

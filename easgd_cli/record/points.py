@@ -1,4 +1,4 @@
-"""What is plotted of a run's rows: under which tag, at which step."""
+"""Turns a run's rows into what is plotted: values at steps, by tags."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from easgd_cli.record.metrics import (
     worker_name,
 )
 
-# The page of Custom Scalars takes what is before the last parenthesis of "run (tag)" for a curve's run: with one in the
-# tag it draws no line.
+# The Custom Scalars page has the label "run (tag)" for a curve and takes all before the last "(" for the run: a curve
+# whose tag has a parenthesis is not drawn.
 _WITHOUT_PARENTHESES = str.maketrans("", "", "()")
 
 
@@ -36,25 +36,25 @@ class Points:
     """Turns rows into points, one after another, in the order they are recorded.
 
     Tags: `<metric>/worker_<ii>`, `workers/<metric>_{mean,min,max}`, `center/...`, `average/...`, `system/...`,
-    `link_<metric>/<host>`. Every
-    tag begins at step 0, where TensorBoard puts the zero of relative time. A tag's step never goes back, not even when
-    the slowest worker is lost and the mean over workers would: TensorBoard would drop what it has from there on.
+    `link_<metric>/<host>`. Every tag begins at step 0, where TensorBoard puts the zero of relative time. A tag's step
+    never goes back, for TensorBoard would then drop all points of the tag from that step on. The steps of the mean over
+    workers, which would go back when the slowest worker is lost, are held at the last step instead.
     """
 
     def __init__(self, workers: int):
         self._live = {worker_name(i) for i in range(workers)}
         self._reached: dict[str, float] = dict.fromkeys(self._live, -1)  # the last step of each worker's rows
-        self._bins: dict[int, list[Row]] = {}  # rows of workers at a step that not all of them have reached
-        self._last: dict[str, Point] = {}  # of each party
+        self._bins: dict[int, list[Row]] = {}  # workers' rows by step, until all live workers reach that step
+        self._last: dict[str, Point] = {}  # each party's last point, with its last value of every tag
 
     def of(self, row: Row) -> Iterator[Point]:
-        """The points that `row` adds."""
+        """Yields the points that `row` adds."""
         party = row["party"]
-        if party == "system" and "host" in row:  # a row of its link, whose steps are its own
+        if party == "system" and "host" in row:  # a row of the link to a host, a party of its own here
             host = row["host"].translate(_WITHOUT_PARENTHESES)
             yield from self._points({**row, "party": f"link to {host}"}, {m: f"{m}/{host}" for m in LINK})
         elif party in PARTIES:
-            names = measured(row) if party in MEASURED else SYSTEM  # a problem says itself what it measures
+            names = measured(row) if party in MEASURED else SYSTEM  # a problem's metrics are not in a fixed list
             yield from self._points(row, {m: f"{party}/{m}" for m in names})
             if party == "system" and "lost" in row:
                 self._live.discard(worker_name(row["lost"]))
@@ -68,16 +68,18 @@ class Points:
             yield from self._gathered()
 
     def all_live(self) -> None:
-        """Tells that lost workers have come back, as they do when a run goes on."""
+        """Counts all workers as live again, as they are when a run goes on."""
         self._live = set(self._reached)
 
     def rest(self) -> Iterator[Point]:
-        """Mean and range at steps that some workers have not reached, once it is certain that they never will."""
+        """Yields mean and range at steps that some workers have not reached, when the run ends."""
         self._live.clear()
         yield from self._gathered(len(self._reached))
 
     def _gathered(self, of: int | None = None) -> Iterator[Point]:
-        """Mean and range over the workers at every step that all live ones have reached, if most had a row."""
+        """Yields mean and range over the workers at every step that all live workers have reached, if more than half
+        of `of` workers (None: of the live ones) had a row there.
+        """
         while self._bins and all(self._reached[name] >= min(self._bins) for name in self._live):
             step = min(self._bins)
             rows = self._bins.pop(step)
@@ -107,7 +109,7 @@ class Points:
         last = self._last.get(row["party"], Point(0.0, 0, {}))
         point = Point(max(row["seconds"], last.seconds), max(int(row["step"]), last.step), values)
         new = {tag: value for tag, value in values.items() if tag not in last.values}
-        if new and point.step > 0 and row["party"] not in MEASURED:  # the center's start is measured like all others
+        if new and point.step > 0 and row["party"] not in MEASURED:  # center and average are measured at step 0, too
             yield Point(0.0, 0, {tag: _at_zero(tag, first) for tag, first in new.items()})
         self._last[row["party"]] = Point(point.seconds, point.step, last.values | values)
         yield point

@@ -1,8 +1,8 @@
-"""Reads the directory of a run: settings, rows, summary, order of exchanges, checkpoints. Whoever looks at a run reads
-it here.
+"""Reads the directory of a run: settings, rows, summary, order of exchanges, checkpoints. All code that looks at a run
+reads it with this module.
 
-A file that is not there says nothing (None, an empty list or dictionary), where that may be; one that is there and not
-as the recorder writes it raises BadFile. Nothing that a run names is imported, and only a checkpoint takes torch.
+A missing file gives None, an empty list or an empty dictionary, where it may be missing. A file that is not as the
+recorder writes it raises BadFile. No code that a run's settings name is imported, and only checkpoints need torch.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from easgd_cli.settings.schema import GROUPS, Settings
 if TYPE_CHECKING:
     from easgd_cli.record.checkpoint import Checkpoint
 
-_CONFIG = 1 << 20  # bytes of a configuration; reading YAML takes a minute for ten times as many
+_CONFIG = 1 << 20  # most bytes of a configuration; reading ten times as much YAML takes a minute
 _DEEPEST = 20
-# groups without a maker where the problem or the method has no use for one
+# groups whose target may be None: not every problem or method uses them
 _MAY_BE_NONE = ("local", "dataset", "model")
-# counted as they are written: the newest does not depend on what is in them
+# the number before `_step_` counts checkpoints in the order of writing: the newest is known without reading them
 _CHECKPOINT = re.compile(r"(\d{1,18})_step_\d{1,18}\.pt")
 
-# What readers use of summary.json, where it is there. It may say more.
+# Types of the entries of summary.json that readers use. Each may be missing, and there may be others.
 _SUMMARY: dict[str, Any] = {
     **dict.fromkeys(("status", "algo"), str), "reason": str | None,
     **dict.fromkeys(("workers", "batch_size", "parameters", "threads", "exchanges", "bytes_exchanged"), int),
@@ -66,10 +66,10 @@ _SUMMARY: dict[str, Any] = {
 
 
 def config_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any] | None:
-    """What config.yaml says, `${...}` in it being a text as any other; None without one.
+    """Returns the content of config.yaml, with `${...}` as a text like any other; None without the file.
 
-    Raises BadFile, also for a setting of another type than it has and for a flipped bit; that the file was edited is
-    put in `doubts`.
+    Raises BadFile, also for a setting of a wrong type and for a flipped bit. `doubts`: takes a sentence if the file was
+    edited.
     """
     path = run / "config.yaml"
     try:
@@ -88,7 +88,7 @@ def config_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any] | No
 
 
 def overrides_of(run: Path) -> list[str]:
-    """What overrides.yaml says; nothing without one. Raises BadFile."""
+    """Returns the overrides in overrides.yaml; none without the file. Raises BadFile."""
     path = run / "overrides.yaml"
     try:
         content = _yaml(path)
@@ -100,7 +100,7 @@ def overrides_of(run: Path) -> list[str]:
 
 
 def summary_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any]:
-    """What summary.json says, by today's names; nothing without one. Raises BadFile as `config_of` does."""
+    """Returns the content of summary.json, by today's names; empty without the file. Raises as `config_of` does."""
     path = run / "summary.json"
     try:
         text = read_text(path)
@@ -115,7 +115,7 @@ def summary_of(run: Path, doubts: list[str] | None = None) -> dict[str, Any]:
 
 
 def json_object(path: Path, text: str) -> dict[str, Any]:
-    """The JSON object that this is the text of. Raises BadFile."""
+    """Returns the JSON object that `text`, the content of `path`, stands for. Raises BadFile."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError as e:
@@ -128,7 +128,7 @@ def json_object(path: Path, text: str) -> dict[str, Any]:
 
 
 def metrics_of(run: Path) -> Metrics:
-    """What the run's problem declares that it measures; without a word classification's metrics. Raises BadFile."""
+    """Returns the metrics that the run's problem declares; classification's if none are there. Raises BadFile."""
     try:
         return declared(summary_of(run))
     except (TypeError, ValueError) as e:
@@ -136,12 +136,12 @@ def metrics_of(run: Path) -> Metrics:
 
 
 def declared(summary: Mapping[str, Any]) -> Metrics:
-    """The metrics that a summary declares. Raises TypeError or ValueError where they are none."""
+    """Returns the metrics that a summary declares, else classification's. Raises TypeError or ValueError."""
     return Metrics.read(summary["metrics"]) if "metrics" in summary else CLASSIFICATION
 
 
 def result_of(summary: Mapping[str, Any]) -> str | None:
-    """The primary metric of the last evaluation in words, such as `test error 2.31 %`; None without one."""
+    """Returns the primary metric of the last evaluation in words, such as `test error 2.31 %`; None without one."""
     primary, center = declared(summary).primary, summary.get("center") or {}
     if primary is None or center.get(primary.name) is None:
         return None
@@ -149,24 +149,26 @@ def result_of(summary: Mapping[str, Any]) -> str | None:
 
 
 def status_of(run: Path) -> str | None:
-    """How the run ended: running, completed, diverged, interrupted or failed; None: not said. Raises BadFile."""
+    """Returns the run's status: running, completed, diverged, interrupted, failed or None. Raises BadFile."""
     return summary_of(run).get("status")
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in a run's `checkpoint` directory, oldest first. Raises BadFile where something else is there."""
+    """Returns the checkpoints in `directory`, oldest first; none without it. Raises BadFile if it is no directory."""
     if not check_directory(directory):
         return []
     return sorted((p for p in directory.iterdir() if _CHECKPOINT.fullmatch(p.name)), key=checkpoint_number)
 
 
 def checkpoint_number(path: Path) -> int:
-    """Which of the run's checkpoints it is, counted from 1."""
+    """Returns the number of a checkpoint among the run's, counted from 1."""
     return int(path.name.partition("_")[0])
 
 
 def newest_checkpoint(run: Path, damaged: list[BadFile] | None = None) -> Checkpoint:
-    """The last checkpoint; with `damaged` the last sound one, later ones put there. Raises BadFile without one."""
+    """Returns the run's last checkpoint. `damaged`: takes the errors of damaged checkpoints, and the last sound one is
+    returned; None: a damaged last one raises its error. Raises BadFile where there is none to return.
+    """
     found = checkpoints(run / "checkpoint")
     if not found:
         wrong = (
@@ -204,13 +206,13 @@ def _checkpoint(path: Path) -> Checkpoint:
 
 
 def beginning(path: Path, count: int) -> bytes:
-    """The first `count` bytes of a file, or as many as there are. Raises BadFile."""
+    """Returns the first `count` bytes of a file, or as many as it has. Raises BadFile."""
     with reading(path) as f:
         return f.read(min(count, os.fstat(f.fileno()).st_size))
 
 
 def held_at_the_end(run: Path, doubts: list[str] | None = None) -> dict[str, Held]:
-    """What the files of a run that has ended held then, by their names, where summary.json says so. Raises BadFile."""
+    """Returns size and checksum of files when the run ended, by name, if summary.json has them. Raises BadFile."""
     files: dict[str, Any] = summary_of(run, doubts).get("files", {})
     try:
         return {name: Held.read(said) for name, said in files.items()}
@@ -219,7 +221,9 @@ def held_at_the_end(run: Path, doubts: list[str] | None = None) -> dict[str, Hel
 
 
 def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
-    """What is wrong with a file that held this when its run ended; None also where nobody knows. Raises BadFile."""
+    """Returns what is wrong with a file; None: nothing. `held`: its size and checksum when the run ended; None: not
+    known, and so nothing is wrong. Raises BadFile.
+    """
     if held is None:
         return None
     with reading(path) as f:
@@ -230,8 +234,8 @@ def wrong_at_the_end(path: Path, held: Held | None) -> str | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without references to what was said before and deep nesting, of which easgd writes none: a few lines could stand
-    for any size, and who goes through them could come to no end.
+    """Loads YAML, but refuses references and deep nesting, of which easgd writes none: with references a few lines
+    could stand for a content of any size, or one without end.
     """
 
     _depth = 0
@@ -262,7 +266,7 @@ def _yaml(path: Path, doubts: list[str] | None = None) -> Any:
 
 
 def _doubt(path: Path, wrong: Wrong | None, doubts: list[str] | None) -> None:
-    """A text that has another checksum: a flipped bit is refused, an edit is told."""
+    """Raises BadFile if `wrong` is a flipped bit; an edit is put in `doubts`."""
     if wrong is None:
         return
     e = BadFile(path, wrong.sentence, wrong.line)
@@ -273,7 +277,7 @@ def _doubt(path: Path, wrong: Wrong | None, doubts: list[str] | None) -> None:
 
 
 def _check(path: Path, content: dict[Any, Any], hints: dict[str, Any]) -> None:
-    """Raises BadFile where something is of another type."""
+    """Raises BadFile where an entry of `content` has another type than in `hints`, by `key` or `group.key`."""
     for key, hint in hints.items():
         group, _, option = key.rpartition(".")
         there = content.get(group, {}) if group else content

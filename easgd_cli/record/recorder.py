@@ -1,4 +1,4 @@
-"""The recorder: a row at a time into metrics.jsonl and TensorBoard's file, exchanges' order into exchanges.bin."""
+"""The recorder: writes rows to metrics.jsonl and TensorBoard's file, and the order of exchanges to exchanges.bin."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PAUSE_SECONDS = 1.0  # between two attempts on a full disk
 
 
 class Recorder:
-    """Writes the record of one run, for the launcher, in its thread.
+    """Writes the record of one run, for the launcher, in the launcher's thread.
 
-    Nothing here waits for a disk but `sync`. metrics.jsonl and exchanges.bin are the record: what cannot be written of
-    them, on a full disk above all, waits in memory and is tried again. `paused`: what stands in the way, by the file
-    that it is of, None while nothing does. TensorBoard's file is a view of the record and waits in the same way.
+    Only `sync` waits for a disk. metrics.jsonl and exchanges.bin are the record: entries that cannot be written, on a
+    full disk above all, wait in memory and are tried again. `paused`: the file that cannot be written and the error,
+    None while all can. TensorBoard's file is a view of the record; its entries wait in the same way.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Recorder:
     ):  # fmt: skip
         """Begins the record of a new run.
 
-        `texts`: TensorBoard's Text page, Markdown by title; `facts`: what summary.json says of the run from its start,
-        its `metrics` among them.
+        `texts`: TensorBoard's Text page, Markdown by title; `facts`: the entries of summary.json that are known at the
+        start, `metrics` among them.
         """
         self._begin(run_dir, EventWriter(run_dir, workers, hparams, texts, time.time(), declared(facts)), facts, [], 0)
         self.row({"seconds": 0.0, "step": 0, "exchanges": 0, "party": "system", "workers_alive": workers})
@@ -53,10 +53,12 @@ class Recorder:
         cls, run_dir: Path, workers: int, hparams: Mapping[str, Value], texts: Mapping[str, str],
         facts: Mapping[str, Any], keep: Callable[[Row], bool], exchanges: int, checkpoint: str = "",
     ) -> Recorder:  # fmt: skip
-        """Goes on with the record of a run, of which it keeps these rows and the first `exchanges` exchanges.
+        """Goes on with the record of a run, of which it keeps the rows that `keep` accepts and the first `exchanges`
+        exchanges.
 
-        `checkpoint`: the name of the one to go on from, which summary.json tells with what the record then holds.
-        An unfinished last line is dropped. Raises RunError when the record is missing, damaged or shorter than that.
+        `checkpoint`: the name of the checkpoint to go on from; summary.json has this name, and size and checksum of the
+        record at that point. An unfinished last line is dropped. Raises RunError when the record is missing, damaged or
+        shorter than `exchanges`.
         """
         recorder = cls.__new__(cls)
         with _told(run_dir / "metrics.jsonl", "read"):
@@ -79,7 +81,9 @@ class Recorder:
         self.paused: tuple[Path, OSError] | None = None
         self._next_flush = 0.0
         rows, order = self._taken_back(rows, exchanges)
-        if checkpoint:  # told before it is so: whenever this is killed, the record is one of the two that are known
+        # written before the record is cut: if this process is killed in between, the record is still one of the two
+        # that a check knows, the checkpoint's and this one
+        if checkpoint:
             text = b"".join(map(_line, rows))
             now = {"metrics.jsonl": vars(Held.of(text)), "exchanges.bin": vars(order)}
             self._facts["resumed"] = {"checkpoint": checkpoint, **now}
@@ -88,7 +92,7 @@ class Recorder:
         self._replace(rows, exchanges)
 
     def _taken_back(self, rows: Iterable[Row], exchanges: int) -> tuple[list[Row], Held]:
-        """These rows as recorded, and what the first `exchanges` exchanges are. Raises RunError where some lack."""
+        """Returns `rows` as recorded, and size and checksum of the first `exchanges` exchanges. Raises RunError."""
         order, there = self._dir / "exchanges.bin", b""
         with _told(order, "read"):
             if exchanges:
@@ -102,7 +106,7 @@ class Recorder:
         return [self._best.take(row) for row in rows], Held.of(there)
 
     def _replace(self, rows: Iterable[Row], exchanges: int) -> None:
-        """Makes these rows, and the first `exchanges` exchanges there are, the whole record."""
+        """Makes `rows`, and the first `exchanges` exchanges of the file, the whole record."""
         order, metrics = self._dir / "exchanges.bin", self._dir / "metrics.jsonl"
         with _told(metrics, "written"):
             put(metrics, partial(_write, rows))
@@ -112,7 +116,7 @@ class Recorder:
         self._events.replace(rows)
 
     def row(self, row: Row) -> Row:
-        """Records a row and returns it as recorded: one of the center with the best value so far, and when it was."""
+        """Records a row and returns it as recorded: rows of the center gain the best value so far and its second."""
         row = self._best.take(row)
         self._metrics.add(_line(row))
         self._events.row(row)
@@ -120,7 +124,7 @@ class Recorder:
 
     @property
     def evaluated(self) -> tuple[float, int] | None:
-        """Step and exchanges of the last evaluation."""
+        """Step and exchanges of the last evaluation; None before the first."""
         return self._best.evaluated
 
     @property
@@ -129,29 +133,29 @@ class Recorder:
         return self._best.reached
 
     def spent(self, worker: int, seconds: Mapping[str, float]) -> None:
-        """Tells summary.json where all seconds of a worker's loop have gone, by the names they have in its rows."""
+        """Notes, for summary.json, what all seconds of a worker's loop were spent on, by their names in rows."""
         self._best.spent(worker_name(worker), seconds)
 
     def order(self, entries: Sequence[int]) -> None:
-        """Records what exchanges have been served, in this order, as `Entries` has them."""
+        """Records exchanges in the order in which they were served; `entries`: one number each, see order_entry.py."""
         self._order.add(self._entries.pack(entries))
 
     def checkpointed(self) -> None:
-        """Another checkpoint has been written, and what summary.json tells of the one before is over."""
+        """Drops the entry `resumed` of summary.json, since a newer checkpoint has been written."""
         self._facts.pop("resumed", None)
 
     @property
     def held(self) -> dict[str, Held]:
-        """What the files of the record hold, by their names, as of the last flush."""
+        """Size and checksum of the files of the record as of the last flush, by file name."""
         return {file.path.name: file.held for file in (self._metrics, self._order)}
 
     def tick(self) -> None:
-        """To be called often: hands what has come to the operating system a few times a second."""
+        """Flushes a few times a second; to be called often."""
         if time.monotonic() >= self._next_flush:
             self.flush()
 
     def flush(self) -> bool:
-        """Hands everything to the operating system; returns whether it has taken all of the record."""
+        """Hands all waiting entries to the operating system; returns whether it has taken all of the record."""
         self._events.flush()
         self.paused = None
         for file in (self._metrics, self._order):
@@ -163,12 +167,12 @@ class Recorder:
         return self.paused is None
 
     def sync(self) -> None:
-        """Returns when the disk has what has been flushed; may be called in another thread. Raises OSError."""
+        """Waits until all flushed entries are on the disk; may be called in another thread. Raises OSError."""
         self._metrics.sync()
         self._order.sync()
 
     def cut(self, keep: Callable[[Row], bool], exchanges: int) -> None:
-        """Takes back all rows but these, and all exchanges but the first `exchanges`. Raises RunError."""
+        """Drops all rows that `keep` refuses, and all exchanges after the first `exchanges`. Raises RunError."""
         if not self.flush():
             assert self.paused is not None
             raise _failure(self.paused[0], "written", self.paused[1])
@@ -178,10 +182,11 @@ class Recorder:
         self._replace(self._taken_back(rows, exchanges)[0], exchanges)
 
     def close(self, facts: Mapping[str, Any], files: Mapping[str, Held] | None = None) -> dict[str, Any]:
-        """Ends the record with summary.json, which it returns. `facts`: how the run ended, `status` among them;
-        `files`: what others of the run hold, by their names.
+        """Ends the record, writes summary.json and returns its content. `facts`: how the run ended, `status` among
+        them; `files`: size and checksum of the run's other files, by file name.
 
-        Raises RunError when that cannot be written. Whether the record is whole the caller has asked `flush`.
+        Raises RunError when summary.json cannot be written. The caller has called `flush`, which tells whether the
+        record is whole.
         """
         with suppress(OSError):
             if self.flush():
@@ -214,7 +219,7 @@ def _write(rows: Iterable[Row], path: Path) -> None:
 
 @contextmanager
 def _told(path: Path, done: str) -> Iterator[None]:
-    """Says of `path` what could not be done with it."""
+    """Raises errors of the block as a RunError which says that `path` could not be `done` (read or written)."""
     try:
         yield
     except OSError as e:

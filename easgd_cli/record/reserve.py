@@ -1,4 +1,4 @@
-"""Room on the disk that a run keeps for its end, so that whatever fills the disk meanwhile its center finds a place."""
+"""Room on the disk that a run reserves, so that its center can be written at its end even if the disk is full then."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ NAME = ".reserve"
 
 
 class Reserve:
-    """A hidden file of `size` bytes that says nothing; none where there is no room, or none can be set aside."""
+    """A hidden file of `size` bytes without content. Without room for it there is no file; on a system without
+    posix_fallocate the file is empty and reserves nothing.
+    """
 
     def __init__(self, run_dir: Path, size: int):
         self._path = run_dir / NAME
@@ -28,6 +30,6 @@ class Reserve:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Gives the room to whoever writes next."""
+        """Removes the file, so that other files can use the room."""
         with suppress(OSError):
             self._path.unlink(missing_ok=True)

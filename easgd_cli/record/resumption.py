@@ -1,5 +1,5 @@
-"""What a run goes on from: whether its checkpoint, its settings and its record belong together, and its record taken
-back to where that is. All is looked at before anything is started or written.
+"""Prepares a run that goes on: checks that its checkpoint, settings and record belong together, and takes the record
+back to the checkpoint. Everything is checked before anything is started or written.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _ANEW = "to go on without it, give new_record=true, which puts it aside and begi
 def check(
     run: Path, resumed: Checkpoint, workers: int, size: int, new_record: bool, entries: Entries | None = None
 ) -> None:
-    """Refuses a directory with which its run, of so many workers and a center of `size`, cannot go on; `entries`: of
-    its exchanges.bin, those of a method with the center alone unless given. Raises UsageError.
+    """Raises UsageError for a directory with which the run, of `workers` workers and a center [size], cannot go on.
+    `entries`: the form of exchanges.bin; None: that of a method whose only variable is the center.
     """
     try:
         for name in _DIRECTORIES:
@@ -51,9 +51,9 @@ def check(
 def sources(
     run: Path, resumed: Checkpoint, workers: int, new_record: bool, entries: Entries | None = None
 ) -> dict[str, Path | None]:
-    """By name, where the files of the record are that go on from this checkpoint: in the run's directory or, of one
-    that went on after it had reached its level, beside the checkpoint. None: nowhere, and with `new_record` it is begun
-    anew. Raises UsageError.
+    """Returns, by name, the path of each file of the record that fits the checkpoint: in the run's directory or, where
+    the run reached its level and its record was cut there, the whole copy beside the checkpoint. None: no file fits,
+    and `new_record` allows a new one. Raises UsageError where no file fits without `new_record`.
     """
     found: dict[str, Path | None] = {}
     for name in RECORD:
@@ -75,7 +75,7 @@ def sources(
 
 
 def check_order(run: Path) -> None:
-    """Refuses an exchanges.bin that does not hold what the newest checkpoint says, if any. Raises UsageError."""
+    """Raises UsageError if exchanges.bin begins otherwise than by its checksum in the newest checkpoint, if any."""
     path = run / "exchanges.bin"
     try:
         newest = reader.newest_checkpoint(run, [])
@@ -86,8 +86,8 @@ def check_order(run: Path) -> None:
 
 
 def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: Entries) -> Iterator[str]:
-    """Removes what a killed run has left unfinished, and takes the record back to the checkpoint; says what begins
-    anew. `of`: the entries of its exchanges.bin. Raises RunError and UsageError.
+    """Removes unfinished files of a killed run and takes the record back to the checkpoint. Yields a sentence for each
+    file that begins anew. `of`: the form of exchanges.bin. Raises RunError and UsageError.
     """
     try:
         remove_unfinished(run)
@@ -97,7 +97,9 @@ def go_back(run: Path, resumed: Checkpoint, workers: int, new_record: bool, of: 
 
 
 def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of: Entries) -> Iterator[str]:
-    """Puts the files of `found` in the run's directory; says where a new one is begun. Raises RunError."""
+    """Puts the files of `found` into the run's directory. Yields a sentence for each that begins anew; the old one is
+    renamed. Raises RunError.
+    """
     try:
         for name, source in found.items():
             path, kept = run / name, run / "checkpoint" / name
@@ -115,7 +117,7 @@ def take_back(run: Path, resumed: Checkpoint, found: dict[str, Path | None], of:
 
 
 def _nobody(name: str, resumed: Checkpoint, of: Entries) -> bytes:
-    """What a new file of the record has of the time before."""
+    """Returns the content with which a new file of the record begins: in exchanges.bin, exchanges of NOBODY."""
     return of.pack([NOBODY]) * resumed.owner.moment.exchanges if name == "exchanges.bin" else b""
 
 
@@ -125,7 +127,7 @@ def _logs(run: Path) -> list[Path]:
 
 
 def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -> None:
-    """Whether it is of a run of these settings."""
+    """Raises BadFile unless the checkpoint is of a run with `workers` workers and vectors [size]."""
     path = run / "checkpoint" / resumed.name
     clocks = set(resumed.owner.moment.clocks)
     if clocks != set(range(workers)):
@@ -142,7 +144,7 @@ def _check_checkpoint(run: Path, resumed: Checkpoint, workers: int, size: int) -
 
 
 def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entries: Entries) -> None:
-    """Whether a file of the record is one that this checkpoint goes on with. Raises UsageError."""
+    """Raises UsageError unless the checkpoint can go on with this file of the record."""
     name, given = path.name, f"resume={run}"
     try:
         if name == "metrics.jsonl":
@@ -152,7 +154,7 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entrie
             _check_exchanges(path, resumed.owner.moment.exchanges, entries)
         if name in resumed.record and not any(_begins(path, held) for held in _known(run, resumed, name)):
             raise BadFile(path, f"is damaged: it does not hold what it held when {resumed.name} was written")
-        # of one that has ended also what came after the checkpoint, which may be kept
+        # after the end of a run, also the part of the file behind the checkpoint is checked, since it may be kept
         if path.parent == run and (wrong := reader.wrong_at_the_end(path, reader.held_at_the_end(run).get(name))):
             raise BadFile(path, wrong)
     except BadFile as e:
@@ -162,7 +164,7 @@ def _check_file(path: Path, run: Path, resumed: Checkpoint, workers: int, entrie
 
 
 def _check_exchanges(path: Path, exchanges: int, of: Entries) -> None:
-    """Raises BadFile where there are fewer exchanges, or some of workers that the run has not."""
+    """Raises BadFile if the file has fewer than `exchanges` exchanges, or one of a worker that the run has not."""
     order = of.unpack(reader.beginning(path, of.size * exchanges))
     known = [entry for entry in order if entry_worker(entry) != NOBODY]
     if (stranger := of.stranger(known)) is not None:
@@ -174,7 +176,9 @@ def _check_exchanges(path: Path, exchanges: int, of: Entries) -> None:
 
 
 def _known(run: Path, resumed: Checkpoint, name: str) -> Iterator[Held]:
-    """What the file may begin with: as it was when the checkpoint was written, or as it was taken back to since."""
+    """Yields what the file may begin with: its content when the checkpoint was written, or the content to which an
+    earlier start from the same checkpoint cut it.
+    """
     yield resumed.record[name]
     again = reader.summary_of(run).get("resumed", {})
     if again.get("checkpoint") == resumed.name:

@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl and exchanges.bin, whole or as they grow; the names are those of today. See reader.py."""
+"""Reads metrics.jsonl and exchanges.bin, whole or as they grow; old names become today's. See reader.py."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from easgd_cli.record.run_files import BadFile, open_file, reading
 if TYPE_CHECKING:
     from easgd_cli.algorithms.base import Method
 
-NOBODY = 0xFFFF  # in place of a number: nobody knows any more whose exchange it was
-_MOST = 1 << 63  # of a whole number in a row
-_LINE = 1 << 20  # bytes that no line has
-_AT_ONCE = 1 << 23  # bytes of a growing file that are looked at
-_ORDER = 1 << 31  # bytes of an exchanges.bin that is gone through
+NOBODY = 0xFFFF  # in place of a worker's number: it is not known whose exchange it was
+_MOST = 1 << 63  # numbers in a row are below this
+_LINE = 1 << 20  # most bytes of a line
+_AT_ONCE = 1 << 23  # most bytes of a growing file that are read at once
+_ORDER = 1 << 31  # most bytes of an exchanges.bin that is read
 _WORKER = re.compile(r"worker_(\d{2,5})")
-_RENAMED = {"images_per_second": "samples_per_second"}  # in directories of before
+_RENAMED = {"images_per_second": "samples_per_second"}  # old names in directories of older versions
 
 
 def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None = None) -> Iterator[Row]:
-    """The rows of a metrics.jsonl, but for an unfinished last line, by today's names.
+    """Yields the rows of a metrics.jsonl, by today's names, but not an unfinished last line.
 
-    `workers`: how many the run has, others being none of its parties; None: any number. A line that is no row raises
-    BadFile or, with `damaged`, is left out and its number put there; one of more than a mebibyte raises it always.
+    `workers`: how many the run has (None: any number); a row of another worker is no row. A line that is no row raises
+    BadFile; with `damaged` the line is left out and its number put there. A line above 1 MiB always raises BadFile.
     """
     with open_file(path) as f:
         number = 0
@@ -52,8 +52,8 @@ def read_rows(path: Path, workers: int | None = None, damaged: list[int] | None 
 
 
 def returns_of(path: Path, workers: int) -> list[tuple[int, int, int, int]]:
-    """The workers that came back while their run went on, by its metrics.jsonl: after how many exchanges, who, at
-    which clock, and to which of several masters. Of rows that cannot be read there are none.
+    """Returns, for each lost worker that came back by the rows of a metrics.jsonl: (exchanges before that, the worker's
+    number, its clock, the number of the master). Damaged rows are left out.
     """
     rows = read_rows(path, workers, damaged=[]) if path.exists() else ()
     back = (row for row in rows if "returned" in row)
@@ -69,13 +69,15 @@ def _next(path: Path, file: Any, number: int) -> bytes:
 
 
 class NewRows:
-    """The rows that a metrics.jsonl gains, which may come later or be replaced. Lines that are no rows are left out."""
+    """Follows the rows of a growing metrics.jsonl, which may be missing or replaced. Skips lines that are no rows."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._at = path, 0, 0
 
     def take(self) -> tuple[list[Row], bool]:
-        """The rows since the last call, of very many the first, and whether they begin another file."""
+        """Returns the rows since the last call (of very many the first, the rest next time), and True if the file is
+        another one than at the last call.
+        """
         try:
             with open_file(self._path) as f:
                 file = os.fstat(f.fileno()).st_ino
@@ -87,14 +89,15 @@ class NewRows:
         except (BadFile, OSError):
             return [], False
         whole = data[: data.rfind(b"\n") + 1]
-        self._at += len(whole) or (len(data) if len(data) > _LINE else 0)  # of no line of ours
+        self._at += len(whole) or (len(data) if len(data) > _LINE else 0)  # a part of a line that is too long: skipped
         return [row for line in whole.splitlines() if (row := _row(line, None)[0]) is not None], replaced
 
 
 @dataclass(frozen=True)
 class Entries:
-    """What exchanges.bin has of each exchange, little-endian: in 2 bytes the worker's number and, of a run with several
-    `variables`, in 2 more the variable's place among them. `workers`: how many numbers there are, couriers' among them.
+    """The form of exchanges.bin, which has for each exchange, little-endian, 2 bytes with the worker's number and, in a
+    run with several `variables` or masters, 2 more with the place of the variable or master. `workers`: how many
+    numbers there are, couriers' among them; None: not known.
     """
 
     workers: int | None = None
@@ -102,24 +105,26 @@ class Entries:
 
     @classmethod
     def of(cls, method: Method, workers: int, masters: int = 1) -> Entries:
-        """Those of a run of this method; of several masters each has a place, as variables have."""
+        """Returns the form for a run of `method`; each of several masters has a place, as variables have."""
         return cls(workers + len(method.couriers), max(len(method.variables), masters))
 
     @property
     def size(self) -> int:
-        """Bytes of each."""
+        """Bytes of an entry."""
         return 2 if self.variables <= 1 else 4
 
     def pack(self, entries: Sequence[int]) -> bytes:
         return struct.pack(f"<{len(entries)}{'H' if self.size == 2 else 'I'}", *entries)
 
     def unpack(self, data: bytes) -> list[int]:
-        """The whole ones of `data`, see order_entry.py."""
+        """Returns the whole entries in `data`, see order_entry.py."""
         count = len(data) // self.size
         return list(struct.unpack(f"<{count}{'H' if self.size == 2 else 'I'}", data[: count * self.size]))
 
     def stranger(self, entries: Sequence[int]) -> tuple[int, int] | None:
-        """The first of them that is not of this run, by its number from 1, and its worker; NOBODY is one."""
+        """Returns the first entry whose worker or place is not of this run, as (its number from 1, its worker), else
+        None. NOBODY counts as such a worker.
+        """
         most = self.workers
         if most is None or not entries or (self.size == 2 and max(entries) < most):
             return None
@@ -133,8 +138,8 @@ _ANY = Entries()
 
 
 def read_order(path: Path, of: Entries = _ANY) -> list[int]:
-    """The entries of an exchanges.bin, but for an unfinished last one: worker numbers, where there is one variable.
-    Raises BadFile, also for a worker that the run has not.
+    """Returns the entries of an exchanges.bin, but not an unfinished last one. With one variable an entry is the
+    worker's number. Raises BadFile, also for a worker that the run does not have.
     """
     with reading(path) as f:
         data = f.read() if os.fstat(f.fileno()).st_size <= _ORDER else None
@@ -150,7 +155,7 @@ def read_order(path: Path, of: Entries = _ANY) -> list[int]:
 
 
 def by_variable(order: Sequence[int], variables: int) -> list[list[int]]:
-    """The worker numbers of these entries, of each variable by itself."""
+    """Returns, for each variable, the worker numbers of its entries in their order."""
     found: list[list[int]] = [[] for _ in range(variables)]
     for entry in order:
         found[entry_place(entry)].append(entry_worker(entry))
@@ -158,7 +163,7 @@ def by_variable(order: Sequence[int], variables: int) -> list[list[int]]:
 
 
 def renamed(content: dict[str, Any]) -> dict[str, Any]:
-    """The same by today's names."""
+    """Returns `content` with old names replaced by today's."""
     for old, new in _RENAMED.items():
         if old in content:
             content[new] = content.pop(old)
@@ -166,7 +171,7 @@ def renamed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(line: bytes, workers: int | None) -> tuple[Row | None, str]:
-    """The row of this line; without one, what is wrong with the line."""
+    """Returns the row in `line`, or None and what is wrong with the line."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -178,7 +183,7 @@ def _row(line: bytes, workers: int | None) -> tuple[Row | None, str]:
 
 
 def _wrong(row: dict[str, Any], workers: int | None) -> str | None:
-    """What makes this none of the recorder's rows."""
+    """Returns why `row` cannot be the recorder's; None: it can."""
     for key in MOMENT[:-1]:
         if type(row.get(key)) not in (int, float) or not 0 <= row[key] < _MOST:
             return f"it has no {key}" if key not in row else f"its {key} is {_shown(row[key])}"

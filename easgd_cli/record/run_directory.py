@@ -27,10 +27,11 @@ ENDED = ("completed", "diverged")  # statuses of a run that has its result
 
 
 def named_by(overrides: Sequence[str], prefix: str = "", digits: int | None = None) -> str:
-    """A name for these overrides: sorted, of letters, digits and `=,._-` only, cut with a hash where it is too long.
+    """Returns a name for these overrides: sorted, of letters, digits and `=,._-` only, cut with a hash where it is too
+    long.
 
-    With a prefix, room is left for a date before it, and without overrides there is no name at all.
-    `digits`: the significant ones of each number that are kept, where it has more; another name may then be the same.
+    With a prefix, room is left for a date before the name; without overrides the name is empty. `digits`: how many
+    significant digits of each number are kept; the names of different overrides may then be the same.
     """
     name = ",".join(sorted(clean(o if digits is None else _rounded(o, digits)) for o in overrides))
     room = _LONGEST - (_DATE + len(prefix) if prefix else 0)
@@ -50,19 +51,19 @@ def _rounded(override: str, digits: int) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` with all but letters, digits and `=,._-` replaced; quotes, outer blanks and the + of 1e+3 go."""
+    """Returns `text` with all but letters, digits and `=,._-` as `-`, without quotes, outer blanks and `+`."""
     return re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"['\"+]", "", text).strip())
 
 
 def digest(lines: Sequence[str]) -> str:
-    """Eight hexadecimal digits that stand for these lines."""
+    """Returns a hash of `lines`, of eight hexadecimal digits."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
 def create(path: Path, alone: bool = False) -> Path:
-    """Makes `path`, or `path.2`, `path.3` and so on where it is taken: never one that was there.
+    """Makes the directory `path` and returns it; where `path` is taken, `path.2`, `path.3` and so on.
 
-    With `alone` it raises FileExistsError where `path` is taken. Raises UsageError when it cannot be made.
+    `alone`: raises FileExistsError where `path` is taken. Raises UsageError when the directory cannot be made.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(
@@ -88,7 +89,7 @@ def create(path: Path, alone: bool = False) -> Path:
 
 
 def candidates(path: Path) -> Iterator[Path]:
-    """`path`, `path.2`, `path.3` and so on."""
+    """Yields `path`, `path.2`, `path.3` and so on."""
     yield path
     number = 2
     while True:
@@ -97,7 +98,7 @@ def candidates(path: Path) -> Iterator[Path]:
 
 
 def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> None:
-    """config.yaml, enough to run it again, and overrides.yaml. Raises UsageError when they cannot be written."""
+    """Writes config.yaml, with all settings of the run, and overrides.yaml. Raises UsageError when it cannot."""
     try:
         _put(path / "config.yaml", yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True))
         _put(path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
@@ -110,11 +111,11 @@ def write_config(path: Path, settings: Settings, overrides: Sequence[str]) -> No
 
 @contextmanager
 def held(path: Path, shared: bool = False) -> Iterator[None]:
-    """Keeps every other process out of `path` for as long as it lasts, or with `shared` those that would keep others
-    out. Raises UsageError when one is in it.
+    """Locks the directory `path` during the block, against all other processes; `shared`: against those alone that lock
+    it without `shared`. Raises UsageError when another process has locked it.
 
     The lock is on the directory itself and dies with the process, so nothing is left to clean up. Raises
-    FileNotFoundError where there is no such directory, or it has been removed before it could be held.
+    FileNotFoundError where the directory is missing, or was removed before it could be locked.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -123,7 +124,7 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
         except BlockingIOError as e:
             raise UsageError(f"{path}: another process is running this run; wait for it to end, or stop it.") from e
         except OSError:
-            pass  # a file system without locks, as some networks have: nothing can be known there
+            pass  # a file system without locks, as some networks have: other processes are not noticed there
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield
@@ -131,13 +132,13 @@ def held(path: Path, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-# What a run leaves in its directory, beside config.yaml.
+# The files of a run in its directory, beside config.yaml.
 _LEFT = (
     "overrides.yaml", "metrics.jsonl", "exchanges.bin", "events.out.tfevents.*", "summary.json", "center.pt",
     "average.pt",
     "checkpoint/.*", "logs/*.log", "logs/trace_*.json", "logs/.*", "snapshots/*", "report/*",
 )  # fmt: skip
-# written beside, not yet renamed
+# the reserve, and files that were being written under another name, to be renamed
 _UNFINISHED = re.compile(
     r"\.\d+\.(config\.yaml|overrides\.yaml|metrics\.jsonl|exchanges\.bin)"
     r"|\.reserve|\.(metrics\.jsonl|summary\.json|center\.pt|average\.pt|\d+_step_\d+\.pt)\.\d+"
@@ -145,12 +146,12 @@ _UNFINISHED = re.compile(
 
 
 def clear(path: Path) -> bool:
-    """Removes a run that came to nothing, and says whether it could: not where somebody has put something else in its
-    directory.
+    """Removes the directory of a run that came to nothing and returns True; returns False, and removes nothing, where
+    the directory has a file that is not a run's, or a summary.json that says nothing readable.
 
-    A directory without config.yaml is that of a run killed while it was made, and holds nothing, or a file that was
-    being written. config.yaml, by which the run is known, goes last, so that what is left when this is killed can be
-    cleared again. The caller holds the directory. Raises OSError.
+    A directory without config.yaml is of a run that was killed while its directory was made: it is empty, or has a
+    file that was being written. config.yaml, which marks the directory as a run's, is removed last, so that a call that
+    was killed can be repeated. The caller has locked the directory (`held`). Raises OSError.
     """
     inside = [entry for entry in path.iterdir() if entry.name != "config.yaml"]
     known = _LEFT if (path / "config.yaml").exists() else ()
@@ -164,7 +165,7 @@ def clear(path: Path) -> bool:
     try:
         if (path / "summary.json").exists() and not reader.summary_of(path):
             return False
-    except reader.BadFile:  # nobody knows what it said
+    except reader.BadFile:  # its content is not known, so nothing is removed
         return False
     for entry in inside:
         if entry.is_dir() and not entry.is_symlink():
@@ -177,7 +178,7 @@ def clear(path: Path) -> bool:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what a run in `path` that was killed was just writing. The caller holds the directory. Raises OSError."""
+    """Removes unfinished files of a killed run in `path`, which the caller has locked (`held`). Raises OSError."""
     for directory in (path, path / "checkpoint"):
         for file in directory.glob(".*"):
             if _UNFINISHED.fullmatch(file.name) and (file.is_symlink() or file.is_file()):
@@ -185,7 +186,7 @@ def remove_unfinished(path: Path) -> None:
 
 
 def discard(path: Path, above: Sequence[Path] = ()) -> None:
-    """Removes a directory that `create` made, for a run refused after all, and those `above` it that are empty then."""
+    """Removes a directory that `create` made for a run that was then refused, and the empty ones of `above`."""
     shutil.rmtree(path, ignore_errors=True)
     for parent in above:
         with suppress(OSError):

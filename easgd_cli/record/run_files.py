@@ -1,4 +1,4 @@
-"""Opens the files of a run's directory, which may be anything: no pipe makes anybody wait, and no size fills memory."""
+"""Opens the files of a run's directory, whatever they are: no pipe makes a reader wait, no size fills the memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import BinaryIO
 from easgd_cli.errors import UsageError
 from easgd_cli.system.terminal import printable
 
-MOST = 1 << 26  # bytes of a file that is read at once, unless told otherwise
-_WRONG = 400  # characters of what a file has that are shown
+MOST = 1 << 26  # most bytes of a file that is read whole, unless the caller names another bound
+_WRONG = 400  # most characters of a message on what is wrong with a file
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
@@ -25,7 +25,9 @@ _KINDS = {
 
 
 class BadFile(UsageError):
-    """A file of a run that cannot be used: `path`, the `line` from 1 or None, and `fact`, all of it in words."""
+    """A file of a run that cannot be used. `line`: the line that is wrong, from 1, or None; `fact`: a sentence on what
+    is wrong, with path and line.
+    """
 
     def __init__(self, path: Path, wrong: str, line: int | None = None):
         self.path, self.line = path, line
@@ -39,7 +41,7 @@ class MissingFile(BadFile):
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file, opened; never waits, as opening a pipe would. Raises BadFile."""
+    """Opens a regular file; never waits, as opening a pipe would. Raises BadFile."""
     _refuse(path, stat.S_IFREG)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,7 +55,7 @@ def open_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, opened for as long as this lasts. Raises BadFile, also for what fails in reading it."""
+    """Opens a regular file during the block. Raises BadFile, also for an OSError of the block."""
     with open_file(path) as f:
         try:
             yield f
@@ -62,7 +64,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def read(path: Path, most: int = MOST) -> bytes:
-    """The content of a regular file. Raises BadFile, also for one of more than `most` bytes."""
+    """Returns the content of a regular file. Raises BadFile, also for a file of more than `most` bytes."""
     with reading(path) as f:
         data = f.read(most + 1) if os.fstat(f.fileno()).st_size <= most else None
     if data is None or len(data) > most:
@@ -71,7 +73,7 @@ def read(path: Path, most: int = MOST) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST) -> str:
-    """Raises BadFile."""
+    """Returns the content of a regular file as text. Raises BadFile as `read` does, and if it is not UTF-8."""
     data = read(path, most)
     try:
         return data.decode()
@@ -80,7 +82,7 @@ def read_text(path: Path, most: int = MOST) -> str:
 
 
 def check_directory(path: Path) -> bool:
-    """Whether that directory is there. Raises BadFile where something else is."""
+    """Returns whether the directory `path` exists. Raises BadFile if `path` is something else."""
     try:
         _refuse(path, stat.S_IFDIR)
         os.scandir(path).close()
@@ -92,7 +94,7 @@ def check_directory(path: Path) -> bool:
 
 
 def check_own(path: Path) -> None:
-    """Refuses what easgd would write into, where it is anything but a file of this directory alone. Raises BadFile."""
+    """Raises BadFile if `path`, if it exists, is a link, no regular file or not writable: easgd writes into it."""
     if path.is_symlink():
         raise BadFile(path, "is a link, and easgd writes to nothing outside the run's directory")
     try:
@@ -104,7 +106,7 @@ def check_own(path: Path) -> None:
 
 
 def _refuse(path: Path, wanted: int) -> None:
-    """Raises BadFile where there is something of another kind, MissingFile where there is nothing."""
+    """Raises BadFile if `path` is not of the kind `wanted`, MissingFile if nothing is there."""
     try:
         kind = stat.S_IFMT(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError) as e:

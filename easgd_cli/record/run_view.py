@@ -1,7 +1,7 @@
 """What a run shows while it goes on: a view that is redrawn in a terminal, plain lines everywhere else.
 
-No thread: the launcher's loop says often how far the run is, and here it is decided what of that is worth showing. A
-terminal that is gone does not end a run.
+There is no thread: the launcher's loop often tells how far the run is, and this module decides how much to show. The
+run goes on when the terminal is gone.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from easgd_cli.record.metrics import Row, measured
 from easgd_cli.record.table import show_run
 
 _LINE_SECONDS = 10.0
-_SMOOTH_SECONDS = 2.0  # over which samples a second are averaged
-_SHOWN = 4  # figures of an evaluation
-_FRESH_SECONDS = 10.0  # a worker's rate counts for so long, or for three of its own intervals
+_SMOOTH_SECONDS = 2.0  # time constant of the mean of samples a second
+_SHOWN = 4  # most figures of an evaluation that are shown
+_FRESH_SECONDS = 10.0  # a worker's rate counts for so long after its row, or for three intervals between its rows
 
 
 class RunView:
-    """The view of a run that `steps` of each worker or `minutes` end; `metrics`: what is measured of the center."""
+    """The view of a run that ends after `steps` of each worker or `minutes` of training. `metrics`: the problem's."""
 
     def __init__(
         self, steps: int | None, minutes: float | None, workers: int, metrics: Metrics, console: Screen | None = None
@@ -37,11 +37,11 @@ class RunView:
         self._steps, self._minutes, self._workers, self._metrics = steps, minutes, workers, metrics
         self._display = Display(console)
         self._said = 0.0
-        self._began: tuple[float, float] | None = None  # where this process began: training seconds, mean local step
+        self._began: tuple[float, float] | None = None  # (training seconds, mean step) when this process began
         self._elapsed = self._seconds = self._step = 0.0
         self._exchanges = self._pending = 0
         self._center: Row = {}
-        # of each worker: seconds of its last row, since the one before, samples a second
+        # of each worker: training second of its last row, seconds since the row before, mean samples a second
         self._rates: dict[str, tuple[float, float, float]] = {}
         self._finishing = False
         self._silent: list[str] = []
@@ -51,7 +51,7 @@ class RunView:
     # ---------------------------------------------------------------- what happens
 
     def begin(self, elapsed: float) -> None:
-        """Training begins, or goes on after `elapsed` seconds of it."""
+        """Shows that training begins, or goes on after `elapsed` seconds of training."""
         self._seconds = self._elapsed = elapsed
         length = "" if self._minutes is None else f", {self._minutes:g} minutes"
         if self._steps is not None:
@@ -60,29 +60,29 @@ class RunView:
         self._show(f"training begins: {count(self._workers, 'worker')}{length}{again}", now=True)
 
     def update(self, seconds: float, step: float, exchanges: int, evaluations_pending: int) -> None:
-        """How far the run is: training seconds, mean local step, exchanges, snapshots waiting to be evaluated."""
+        """Shows how far the run is: training seconds, mean local step, exchanges, snapshots waiting for evaluation."""
         self._seconds, self._step, self._exchanges, self._pending = seconds, step, exchanges, evaluations_pending
         if self._began is None and step > 0:
             self._began = (seconds, step)
         self._show(None)
 
     def silent(self, said: Iterable[str]) -> None:
-        """A sentence for everybody who stands still now."""
+        """Replaces the sentences on parties that stand still now, one for each."""
         self._silent = list(said)
 
     def links(self, said: Iterable[str]) -> None:
-        """A sentence for each host whose link is to be shown."""
+        """Replaces the sentences on links to hosts, one for each host that is shown."""
         self._links = list(said)
 
     def worker(self, row: Row) -> None:
-        """A worker's row has come."""
+        """Takes in a worker's row."""
         now, rate = row["seconds"], row["samples_per_second"]
         before, _, mean = self._rates.get(row["party"], (self._elapsed, 0.0, rate))
         weight = -math.expm1((before - now) / _SMOOTH_SECONDS)
         self._rates[row["party"]] = (now, now - before, mean + weight * (rate - mean))
 
     def center(self, row: Row) -> None:
-        """The center has been evaluated."""
+        """Shows an evaluation of the center."""
         self._center = row
         if self._display.redraws:
             self._show(None, now=True)
@@ -91,29 +91,29 @@ class RunView:
             self._display.line(f"{clock(row['seconds'])}  step {row['step']:,.0f}: {said}")
 
     def finishing(self, evaluations: int) -> None:
-        """Training is over and so many snapshots are still to be evaluated."""
+        """Shows that training is over and how many `evaluations` are still to be made."""
         self._pending = evaluations
         first, self._finishing = not self._finishing, True
         said = f"training is over, {count(evaluations, 'evaluation')} to go"
         self._show(said if first and not self._display.redraws else None)
 
     def note(self, text: str) -> None:
-        """Something the user should know, kept above the view."""
+        """Prints a note for the user, which stays above the view."""
         self._display.line(f"[yellow]{escape(text)}[/]")
 
     def end(self, summary: dict[str, Any]) -> None:
-        """The end of the run, in the place of the view."""
+        """Replaces the view by the end of the run."""
         self._display.close(keep=False)
         self._display.show(lambda console: show_run(summary, console))
 
     def close(self) -> None:
-        """Leaves the terminal to others, the view as it last was; harmless when repeated."""
+        """Ends the view, which stays on the terminal as it last was. Harmless when repeated."""
         self._display.close()
 
     # ---------------------------------------------------------------- showing it
 
     def _show(self, text: str | None, now: bool = False) -> None:
-        """In a terminal redraws, elsewhere says a line: `text`, or how far the run is once in a while."""
+        """Redraws the view in a terminal; elsewhere prints a line: `text`, or now and then how far the run is."""
         now_is = time.monotonic()
         if self._display.redraws:
             self._display.redraw(self._view, now)
@@ -158,7 +158,7 @@ class RunView:
         return [*facts, *(self._silent if in_line else ()), *([left] if left else ())]
 
     def _samples_per_second(self) -> float:
-        """Of all workers that have lately said something: one that is lost or stands still does not count."""
+        """The rates of all workers together, without those of workers that are lost or stand still."""
         newest = max((seconds for seconds, _, _ in self._rates.values()), default=0.0)
         return sum(
             rate
@@ -172,7 +172,7 @@ class RunView:
         return min(1.0, self._seconds / (60 * self._minutes)) if self._minutes is not None else None
 
     def _left(self) -> str | None:
-        """Time left at the speed since this process began; unknown while somebody stands still."""
+        """Time left at the speed since this process began; None while it is unknown, as when a party stands still."""
         if self._minutes is not None and self._steps is None:
             return f"{clock(max(0.0, 60 * self._minutes - self._seconds))} left"
         if self._silent or self._steps is None or self._began is None or self._step <= self._began[1]:
@@ -183,7 +183,7 @@ class RunView:
 
 
 def _evaluation(row: Row, metrics: Metrics) -> str:
-    """Loss and declared metrics of an evaluation; where none was measured, what there is, by its name."""
+    """Returns loss and declared metrics of an evaluation; without the primary metric, all values by their names."""
     names = measured(row)
     shown = (
         [TRAIN_LOSS, *metrics.errors(names)]

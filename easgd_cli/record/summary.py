@@ -1,4 +1,4 @@
-"""summary.json: how a run stands or ended, in one object, with what is needed to judge and repeat it."""
+"""summary.json: how a run stands or ended, in one object, with all that is needed to judge and repeat the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from easgd_cli.system.devices import cores
 
 _PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensorboard")
 
-# What is looked for first comes first.
+# The order of summary.json: what readers look for first comes first.
 _ORDER = (
     "status", "reason", "algo", "problem", "dataset", "task", "model", "workers", "tau", "steps", "exchanges",
     "wall_seconds", "samples_per_second",
@@ -27,11 +27,11 @@ _ORDER = (
 
 
 def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> dict[str, Any]:
-    """What summary.json says.
+    """Returns the content of summary.json.
 
-    `facts`: what is known of the run; once it has ended, with `steps` of each worker, `exchanges`, `wall_seconds`,
-    `vector_bytes` (of one message) and `vectors_per_exchange` (a message up and a reply down unless given), from which
-    speed and traffic follow. `recorder_stats`: what the rows say.
+    `facts`: what is known of the run. After the run's end they have `steps` of each worker, `exchanges`,
+    `wall_seconds`, `vector_bytes` (of one message) and `vectors_per_exchange` (2 unless given: a message up, a reply
+    down), from which speed and traffic follow. `recorder_stats`: `BestValues.stats`.
     """
     facts = dict(facts)
     vector_bytes, vectors = facts.pop("vector_bytes", None), facts.pop("vectors_per_exchange", 2.0)
@@ -46,8 +46,8 @@ def summarize(facts: Mapping[str, Any], recorder_stats: Mapping[str, Any]) -> di
 
 
 def _goodput(gone: Mapping[str, float], steps: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """Useful steps a second: those of all clocks but what came to nothing or was left out when workers came back.
-    `without_faults`: what it would have been by the speed of workers while they were there.
+    """Returns the useful steps a second: the steps on all clocks without those that were lost, or left out, when
+    workers came back. `without_faults`: the rate if no worker had been away, at the workers' speed while present.
     """
     taken = sum(steps.values()) - gone["steps_missed"]
     there = len(steps) * seconds - gone["seconds_away"]
@@ -59,8 +59,8 @@ def _goodput(gone: Mapping[str, float], steps: Mapping[str, int], seconds: float
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json, beside and renamed; over the old one where the disk is too full for both, without what finds
-    no room in its blocks. Raises OSError.
+    """Writes summary.json under another name and renames it. Where the disk is too full for a second file, overwrites
+    the old one, without the last entries if the text does not fit its blocks. Raises OSError.
     """
     path = run_dir / "summary.json"
     text = _text(summary)
@@ -72,7 +72,7 @@ def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
         beside.unlink(missing_ok=True)
         if not path.exists():
             raise
-        # its blocks are there: better than one that says that the run still goes on
+        # the old file's blocks are free to use, and its text would say that the run still goes on
         with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b", buffering=0) as f:
             there = os.fstat(f.fileno())
             room, shorter = max(there.st_size, 512 * there.st_blocks), dict(summary)
@@ -88,8 +88,8 @@ def _text(summary: Mapping[str, Any]) -> bytes:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a run depends on beside its settings: versions, hardware and the commit of this program. What this process
-    has imported stays, so versions and commit are looked up once.
+    """Returns what a run depends on beside its settings: versions, hardware and the commit of this program. Versions
+    and commit are looked up once, since this process keeps the code that it has imported.
     """
     return {"versions": dict(_versions()), "hardware": _hardware(), "git_commit": _commit()}
 
@@ -104,15 +104,15 @@ def _versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    # with its build, +cpu or +cu130, which not every wheel's metadata has
+    # torch's own version names its build, +cpu or +cu130; not every wheel's metadata does
     return found | {"torch": str(torch.__version__)}
 
 
 def _hardware() -> dict[str, Any]:
     import torch
 
-    # Sums round differently with another instruction set; nvidia-smi names the devices without starting CUDA in this
-    # process.
+    # cpu_capability, since sums round differently with another instruction set. nvidia-smi names the devices without
+    # starting CUDA in this process.
     gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if torch.cuda.device_count() else None
     return {
         "host": platform.node(), "system": platform.platform(), "cpu": _cpu(),
@@ -139,15 +139,15 @@ def _memory() -> int | None:
 
 @cache
 def _commit() -> str | None:
-    """The commit of the checkout this program runs from, marked where files differ from it; None when installed."""
+    """Returns the commit of this program's checkout, marked if files differ from it; None when installed."""
     here = Path(__file__).parent
     if _said("git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None  # perhaps inside somebody's repository, but no part of it
+        return None  # the file may lie inside a repository of the user's without being part of it
     return _said("git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _said(*command: str) -> str | None:
-    # a hook's own repository is not meant
+    # inside a git hook, GIT_* variables would name the hook's repository
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=False)

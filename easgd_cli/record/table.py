@@ -1,4 +1,4 @@
-"""What a command closes with: the end of one run, or a table of a sweep's."""
+"""What a command prints at its end: the result of one run, or a table of a sweep's runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STYLES = {
     "failed": "bold red",
     "killed": "bold red",
 }
-WIDE = 400  # columns of what is not a terminal: lines are as long as they need be, for grep and paste
+WIDE = 400  # columns where output is no terminal: lines stay whole, for grep and paste
 
 
 def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
-    """One run's end: a label and a value a line."""
+    """Prints the result of one run: a label and a value in each line."""
     console = console or Screen()
     center, steps = summary["center"], sorted(summary["steps"].values())
     metrics = declared(summary)
@@ -66,7 +66,7 @@ def show_run(summary: dict[str, Any], console: Console | None = None) -> None:
 
 
 def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], console: Console | None = None) -> None:
-    """A sweep's end: (name, status, summary, reason) of every run, then why those failed that did."""
+    """Prints a table of (name, status, summary, reason) of a sweep's runs, then why runs did not complete."""
     console = console or Screen(width=None if sys.stdout.isatty() else WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
@@ -93,12 +93,14 @@ def show_sweep(rows: Sequence[tuple[str, str, dict[str, Any], str | None]], cons
 
 
 def job_line(title: str, status: str, said: str) -> Text:
-    """One job of a sweep in a line, coloured by its status."""
+    """Returns the line of one job of a sweep, coloured by its status."""
     return Text(f"{title}: ").append(said, style=STYLES.get(status, ""))
 
 
 def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]:
-    """What a sweep's table shows of centers: primary metric, best, other errors; else loss and what is declared."""
+    """Returns the metrics of the center that a sweep's table shows: the primary one, its best, other errors; without a
+    primary one the loss and the declared ones.
+    """
     columns: dict[str, Metric] = {}
     for metrics, center in measured:
         judged = metrics.primary is not None and metrics.primary.name in center
@@ -115,7 +117,7 @@ def _columns(measured: Sequence[tuple[Metrics, dict[str, Any]]]) -> list[Metric]
 
 
 def _measured(center: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
-    """What the last evaluation says, label and value: declared metrics, losses in a line, the rest by name."""
+    """Returns (label, value) of the last evaluation's metrics: declared ones, losses in one line, others by name."""
     errors = metrics.errors(center) if center or metrics.primary is None else [metrics.primary]
     lines = [
         (m.title, m.shown(center.get(m.name)) + (_best(center, m) if m is metrics.primary else "")) for m in errors
@@ -137,7 +139,7 @@ def _of_average(average: dict[str, Any] | None, metrics: Metrics) -> list[tuple[
 
 
 def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Which center the figures are of where the run ended early, unless it is the last one."""
+    """Returns a line that tells when the last evaluation was, if the run ended early and went on after it."""
     at = summary.get("evaluated")
     if not at or summary["status"] == "completed":
         return []
@@ -149,7 +151,7 @@ def _measured_before_the_end(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _average(summary: dict[str, Any]) -> str:
-    """The primary metric of the average, or the loss where it has none."""
+    """Returns the primary metric of the average, or the loss if there is none."""
     average, primary = summary.get("average") or {}, declared(summary).primary
     if primary is not None and primary.name in average:
         return primary.shown(average[primary.name])
@@ -157,14 +159,14 @@ def _average(summary: dict[str, Any]) -> str:
 
 
 def _level(summary: dict[str, Any]) -> tuple[Metric, float] | None:
-    """What ends the run: a metric, and the level it is to reach."""
+    """Returns the metric, and the level of it, at which the run ends; None: it does not end by a level."""
     asked = {name: level for name, level in (summary.get("until") or {}).items() if level is not None}
     metrics = declared(summary)
     return next(((metrics[metrics.named(name)], level) for name, level in asked.items()), None)
 
 
 def _until(summary: dict[str, Any]) -> str:
-    """Whether the run reached its level: its record then ends with that evaluation, of the average if kept."""
+    """Returns whether the run reached its level, in words; judged by the last evaluation, of the average if kept."""
     asked = _level(summary)
     if asked is None:
         return "-"
@@ -181,7 +183,7 @@ def _best(center: dict[str, Any], metric: Metric) -> str:
 
 
 def _shares(seconds: dict[str, float]) -> str:
-    """Where a worker's time went, in percent."""
+    """Returns what a worker's time was spent on, in percent."""
     total = sum(seconds.values())
     return ", ".join(f"{part} {100 * spent / total:.1f} %" for part, spent in seconds.items()) if total > 0 else "-"
 
@@ -192,7 +194,7 @@ def _speed(summary: dict[str, Any]) -> str:
 
 
 def _communication(said: dict[str, Any]) -> str:
-    """What exchanges met in a simulated run."""
+    """Returns staleness, waiting and load of the master in a simulated run."""
     stale, queue = said["staleness"], said["queue_seconds"]
     return (
         f"staleness {stale['mean']:.1f} (at most {stale['max']:.0f}), queue {_seconds(queue['mean'])} (at most "
@@ -201,7 +203,7 @@ def _communication(said: dict[str, Any]) -> str:
 
 
 def _link(host: str, link: dict[str, Any], seconds: float) -> str:
-    """What has gone to and from workers of a host, in so many seconds."""
+    """Returns the traffic to and from a host's workers; `seconds`: the length of the run."""
     ways = []
     for way in ("up", "down"):
         count, rate, most = (link.get(f"{name}_{way}") for name in ("bytes", "bytes_per_second", "measured"))
@@ -225,12 +227,12 @@ def _bytes(count: float) -> str:
 
 
 def _under(summary: dict[str, Any]) -> str:
-    """What of torch's keeps the workers together, where that does."""
+    """Returns the name of torch's own loop that the workers run; empty if they run easgd's."""
     return f" under {summary['under']}" if "under" in summary else ""
 
 
 def _period(summary: dict[str, Any]) -> str:
-    """tau, and how tau=auto came to it where it did."""
+    """Returns tau, and for tau=auto how it was chosen; empty for a run without exchanges."""
     if not summary["exchanges"]:
         return ""
     chosen = summary.get("tau_chosen", {"share": 0.0, "probes": []})

@@ -1,7 +1,7 @@
-"""TensorBoard's view of a run: curves, a layout, hyperparameters and the texts, in one event file.
+"""TensorBoard's view of a run: curves, a layout, hyperparameters and texts, in one event file.
 
-Written over TensorBoard's own protocol buffers: no thread, no TensorFlow, a few microseconds a value, and a full disk
-never ends a run, since metrics.jsonl is the record and this can be made again from it.
+The file is written with TensorBoard's own protocol buffers: without a thread or TensorFlow, in a few microseconds a
+value. A full disk does not end the run: metrics.jsonl is the record, from which the event file can be made again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EventWriter:
     """The event file of one run.
 
     `started`: the wall-clock time of training second 0, in Unix seconds; with it the page's relative axis shows
-    training seconds. A failed write is told once and tried again at the next flush.
+    training seconds. A failed write is logged once and tried again at the next flush.
     """
 
     def __init__(
@@ -44,30 +44,29 @@ class EventWriter:
     ):  # fmt: skip
         self._metrics = metrics
         self._directory, self._workers, self._hparams, self._texts = directory, workers, dict(hparams), dict(texts)
-        # whole seconds, as the file's name says it, so that a run that goes on has the same
+        # whole seconds, as in the file's name, from which a run that goes on takes it
         self._started = float(int(started))
         self._complained = False
         self._begin()
 
     def _begin(self) -> None:
-        # none that is a link, which would be emptied somewhere else
+        # files that are to be emptied; no links, whose targets lie elsewhere
         self._outdated = [p for p in _event_files(self._directory) if p.is_file() and not p.is_symlink()]
         self._points = Points(self._workers)
         self._described: set[str] = set()
         self._events = _EventFile(self._directory, self._started)
-        self._laid_out = 0  # how many tags were plotted when the layout was told
+        self._laid_out = 0  # how many tags the last written layout was made for
         start = [pages.session_start(self._hparams, self._directory.name, self._started)]
-        # a run of its own; in a sweep the page might read this one instead of the sweep's
+        # not in a sweep, whose own entry (write_sweep) the page might then not read
         if not _event_files(self._directory.parent):
             start.append(pages.experiment([self._hparams], [self._metrics], domains=False))
         self._events.add(0.0, 0, [*start, *(pages.text(title, text) for title, text in self._texts.items())])
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """Makes these rows all that is shown, after which every worker lives again.
+        """Makes `rows` all that is shown, and counts every worker as live again.
 
-        They go into a new file whose name comes later, upon which the old ones are emptied: a page that is open on the
-        run then shows the new curves. It would never notice that a file it has read was cut, and would stop at one that
-        is gone.
+        The rows go into a new file with a later name; then the old files are emptied. So a page that is open on the run
+        shows the new curves. Such a page does not notice that a file it has read was cut, and stops at a removed file.
         """
         self._events.close()
         self._begin()
@@ -76,7 +75,7 @@ class EventWriter:
         self._points.all_live()
 
     def row(self, row: Row) -> None:
-        """Adds what is plotted of a row."""
+        """Adds the points that a row gives."""
         self._add(self._points.of(row))
 
     def _add(self, points: Iterable[Point]) -> None:
@@ -89,8 +88,8 @@ class EventWriter:
             self._events.add(point.seconds, point.step, values)
 
     def flush(self) -> None:
-        """Writes what has been added. Never raises for want of space or permission."""
-        # a chart may have come with them; the page takes the last layout it reads
+        """Writes what has been added. Never raises OSError, as for a full disk or a missing permission."""
+        # new tags may need new charts; the page takes the last layout that it reads
         if self._laid_out < len(self._described):
             self._laid_out = len(self._described)
             self._events.add(0.0, 0, [pages.layout(self._described, self._metrics)])
@@ -106,7 +105,7 @@ class EventWriter:
             self._complained = True
 
     def close(self, status: str) -> None:
-        """Completes the curves. Only a final end is told to the HParams page, which keeps the first it reads."""
+        """Completes the curves. Writes final ends alone for the HParams page, which keeps the first that it reads."""
         self._add(self._points.rest())
         if status in ("completed", "diverged", "failed"):
             self._events.add(None, 0, [pages.session_end(failed=status == "failed")])
@@ -115,7 +114,7 @@ class EventWriter:
 
 
 class _EventFile:
-    """One event file, named after its start and a number, so that a later one of the run is read later."""
+    """One event file, named by the run's start and a number, so that TensorBoard reads a run's files in order."""
 
     def __init__(self, directory: Path, started: float):
         number = 1 + max((int(p.name.rpartition(".")[2]) for p in _event_files(directory)), default=-1)
@@ -125,12 +124,12 @@ class _EventFile:
         self._records = RecordWriter(self._framed)
         self._file: AppendFile | None = None
         self._write(Event(wall_time=started, file_version="brain.Event:2"))
-        # A page without TensorBoard's fast loader forgets what it has read upon the second of these; the fast one goes
-        # by steps.
+        # Without its fast loader, TensorBoard forgets a run's points when it reads a second START of the run, that of
+        # a replacing file; the fast loader goes by steps.
         self._write(Event(wall_time=started, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, seconds: float | None, step: int, values: Sequence[Summary.Value]) -> None:
-        """One event at `seconds` of training, now where None."""
+        """Adds an event at `seconds` of training; None: at the present moment."""
         wall_time = time.time() if seconds is None else self._started + seconds
         self._write(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
 
@@ -138,7 +137,7 @@ class _EventFile:
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Raises OSError; nothing is lost then."""
+        """Writes all events. Raises OSError, and keeps them for the next attempt."""
         if self._file is None:
             self._file = AppendFile(self._path)
         self._file.add(self._framed.getvalue())
@@ -152,23 +151,24 @@ class _EventFile:
 
 
 def started_at(directory: Path) -> float | None:
-    """When training second 0 of the run in `directory` was, in Unix seconds, by its event files' names; None: none."""
+    """Returns the Unix time of training second 0 by an event file's name in `directory`; None without one."""
     return next((float(p.name.split(".")[3]) for p in _event_files(directory)), None)
 
 
 def _event_files(directory: Path) -> list[Path]:
-    """Those that this program has written there."""
+    """Returns the event files in `directory` that easgd has written, oldest first."""
     return sorted(p for p in directory.glob("events.out.tfevents.*") if _NAME.fullmatch(p.name))
 
 
 def write_sweep(
     root: Path, runs: Sequence[Mapping[str, Value]], texts: Mapping[str, str], metrics: Sequence[Metrics]
 ) -> None:
-    """Tells TensorBoard, in an event file at the sweep's root, what the runs differ in and what they are compared by.
+    """Writes an event file at the sweep's root, which tells TensorBoard the settings in which the runs differ and the
+    metrics by which they are compared.
 
-    `runs`: the hyperparameters of each; `texts`: of the sweep, for the Text page, Markdown by title; `metrics`: what
-    each measures. To be called before the first run begins; replaces what an earlier start of the same sweep has told.
-    Never raises for want of space or permission.
+    `runs`: the hyperparameters of each run; `texts`: the sweep's Text page, Markdown by title; `metrics`: those of each
+    run. To be called before the first run begins. Empties the files of earlier starts of the sweep. Never raises for
+    want of space or permission.
     """
     old = _event_files(root)
     events = _EventFile(root, time.time())

@@ -1,4 +1,4 @@
-"""What TensorBoard's pages are told beside curves: what a curve is, the Custom Scalars page, texts, hyperparameters."""
+"""TensorBoard's pages beside curves: descriptions of curves, the Custom Scalars page, texts, hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from easgd_cli.record.metrics import LINK, SYSTEM, WORKER
 
 Value = str | float | int | bool | None  # of a hyperparameter; None: a number that this run's method does not use
 
-# What a sweep is compared by beside the metrics of its runs, as columns of the HParams table.
+# Columns of the HParams table by which runs are compared, beside their metrics.
 _COMPARED = {
     "workers/samples_per_second_mean": "samples/s per worker",
     "workers/seconds_communication_mean": "seconds of communication",
@@ -29,7 +29,7 @@ _COMPARED = {
 
 
 def about(tag: str, metrics: Metrics) -> SummaryMetadata:
-    """What the page says of a curve. A tag's first value alone has it."""
+    """Returns the page's description of a curve, to be sent with the tag's first value alone."""
     return SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), summary_description=_description(tag, metrics)
     )
@@ -80,13 +80,13 @@ def _range_of(title: str, metric: str) -> layout_pb2.Chart:
 
 
 def layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
-    """The Custom Scalars page: every chart for which there are curves, `plotted` being their tags.
+    """Returns the Custom Scalars page: every chart for which there are curves. `plotted`: the tags of all curves.
 
-    The page joins the layouts of all runs it shows, category by category, and draws a chart without curves as an empty
-    frame.
+    The page joins the layouts of all runs that it shows, category by category, and would draw a chart without curves as
+    an empty frame.
     """
 
-    tags = "\n".join(plotted)  # one search goes through them all, and there are some of every worker
+    tags = "\n".join(plotted)  # in one text, so that one search covers the many tags of all workers
 
     def drawn(chart: layout_pb2.Chart) -> bool:
         if chart.HasField("margin"):
@@ -94,7 +94,7 @@ def layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
         return all(re.search(wanted, tags, re.MULTILINE) for wanted in chart.multiline.tag)
 
     charts = _charts(metrics)
-    # Of a category the page shows the line charts first, and after them those with a range, the last of them first.
+    # The page shows a category's line charts first, then those with a range, in reverse order.
     categories = {
         "The center": [_lines(title, f"center/{metric}") for metric, title in charts.items()],
         "The center and its average": [
@@ -136,7 +136,7 @@ def layout(plotted: Collection[str], metrics: Metrics) -> Summary.Value:
 
 
 def _charts(metrics: Metrics) -> dict[str, str]:
-    """The title of each chart of the center: the primary metric and its best, then the others, losses last."""
+    """Returns the titles of the center's charts by metric: the primary metric and its best, the others, losses last."""
     primary = [metrics.primary, metrics.primary.best] if metrics.primary is not None else []
     losses = [TRAIN_LOSS, *(m for m in metrics.declared if m.name.endswith("_loss"))]
     others = [m for m in metrics.declared if m not in (*primary, *losses)]
@@ -144,7 +144,7 @@ def _charts(metrics: Metrics) -> dict[str, str]:
 
 
 def _compared(metrics: Metrics) -> dict[str, str]:
-    """The columns of the HParams table that are not settings: tag and heading."""
+    """Returns the headings of the HParams table's columns that are not settings, by tag."""
     primary = metrics.primary
     if primary is not None:
         of_center = {
@@ -189,11 +189,11 @@ def _hparams(tag: str, content: HParamsPluginData) -> Summary.Value:
 
 
 def experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics], domains: bool) -> Summary.Value:
-    """The columns of the HParams table: settings, and what runs are compared by.
+    """Returns the columns of the HParams table: settings, and the values by which runs are compared.
 
-    `domains`: whether these runs are all there will be. Then the settings are those that differ between runs that use
-    them, with the values to choose from: what is the same in all stands under Text, and would push what one sorts by
-    out of sight.
+    `domains`: whether `runs` are all that there will be. Then the columns are only those settings that differ between
+    runs that use them, with the values to choose from. Common settings are on the Text page; as columns they would push
+    the useful ones out of sight.
     """
     found = {
         name: [value for run in runs if (value := run.get(name)) is not None]
@@ -224,8 +224,8 @@ def experiment(runs: Sequence[Mapping[str, Value]], metrics: Sequence[Metrics], 
     return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=content))
 
 
-# The settings with which the table opens where runs that belong to no sweep are looked at together: it shows five,
-# those that differ first.
+# The settings that the table shows first for runs that belong to no sweep: it opens with five columns, and those marked
+# as differing come first.
 _FIRST = ("algo", "dataset", "eta", "tau", "workers")
 _FIELDS = {
     api_pb2.DATA_TYPE_BOOL: "bool_value",

@@ -1,1 +1,1 @@
-"""Many runs: which jobs there are, where each lives, how it stands, and who runs it."""
+"""Sweeps of many runs: which jobs there are, which directory each has, how each stands, and what runs them."""

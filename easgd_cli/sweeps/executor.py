@@ -1,4 +1,4 @@
-"""Who runs a sweep's jobs: the interface, and easgd's executor, each job a process in a slot of this machine."""
+"""Runs a sweep's jobs: the interface of executors, and easgd's own, with each job a process in a slot."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Tell = Callable[[str, JobStatus], None]
 class Executor(Protocol):
     """Runs jobs.
 
-    `begin` is asked when a job's turn has come whether it is to run, `on_change` is told of a job that runs and of one
-    that has ended, and `look` is called often in between. A signal ends the jobs as it ends a run alone. Returns 128 +
-    the number of the signal that came first, 1 where the executor itself has failed, else 0.
+    `begin` is called when a job's turn has come and returns whether to run the job; `on_change` is called when a job
+    runs and when it has ended; `look` is called often in between. A signal ends the jobs as it ends a single run.
+    `run` returns 128 + the number of the first signal, 1 if the executor itself failed, else 0.
     """
 
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int: ...
 
 
 class SlotExecutor:
-    """At most one job in each of `slots`, of the sweep in `root`. With one slot the jobs run in turn.
+    """Runs the jobs of the sweep in `root`, at most one at a time in each of `slots`.
 
-    A job is `program`, a module, whose main is called with root, name and `words` of the job in a process of its own.
-    Killed, this process takes the jobs with it. They inherit the descriptors `shared`.
+    A job is a process that calls `main` of the module `program` with root, the job's name and the job's `words`. The
+    jobs die with this process. They inherit the descriptors `shared`.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class SlotExecutor:
         self._running: dict[int, SweepJob] = {}
 
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
-        """As the interface says. Raises RunError where a job has nowhere to say how it stands."""
+        """Runs the jobs as the interface says. Raises RunError where the file for a job's status cannot be written."""
         waiting, told, came = deque(jobs), set[str](), 0
         with Signals() as signals, interruption.stacks_shown(self._show_stacks), ExitStack() as ending:
-            ending.callback(self._kill)  # servers wait for more jobs; unless something has been raised none runs
+            ending.callback(self._kill)  # idle servers; jobs still run only after an error
             while self._running or (waiting and not came):
                 while waiting and not came and len(self._running) < len(self._slots):
                     if begin(job := waiting.popleft()):
@@ -92,7 +92,7 @@ class SlotExecutor:
         self._running[at] = job
 
     def _show_stacks(self) -> None:
-        """Of the jobs that run: each writes its own into the logs of its run."""
+        """Makes each running job write the stacks of its processes into the logs of its run."""
         for at in list(self._running):
             self._servers[at].send_signal(signal.SIGQUIT)
 
@@ -102,15 +102,15 @@ class SlotExecutor:
 
 
 class JobServer:
-    """A slot's process, from which one job after another is forked (job_server.py). Its death is its job's."""
+    """A slot's process, from which one job after another is forked (job_server.py). Its job dies with it."""
 
     def __init__(self, slot: Slot, devices: Devices, program: str, log: Path, shared: Sequence[int] = ()):
         self.devices = devices
-        self._pid: int | None = None  # of its job
-        self._due: list[int] = []  # signals for that
+        self._pid: int | None = None  # of the job's process, once known
+        self._due: list[int] = []  # signals to be sent to the job
         self._connection, theirs = Pipe()
         words = [str(os.getpid()), str(theirs.fileno()), json.dumps(sorted(slot.cores)), program]
-        # It inherits this, and no signal to all ends it.
+        # The server starts with these signals blocked, so that a signal sent to all processes does not end it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {*interruption.NUMBERS, signal.SIGQUIT})
         try:
             with theirs, open(log, "wb") as out:
@@ -121,7 +121,7 @@ class JobServer:
                     stderr=subprocess.STDOUT,
                     env=slot.environment(devices),
                     pass_fds=[theirs.fileno(), *shared],
-                    start_new_session=True,  # a terminal's Ctrl-C comes to the sweep alone, which passes it on once
+                    start_new_session=True,  # a terminal's Ctrl-C reaches the sweep alone, which sends it on once
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -131,17 +131,19 @@ class JobServer:
         return self._process.poll() is None
 
     def give(self, arguments: list[str], log: Path, in_processes: bool) -> None:
-        """Has a job forked. `in_processes`: its run has processes of its own."""
+        """Has the server fork a job that prints into `log`. `in_processes`: the job's run has processes of its own."""
         self._pid, self._due = None, []
-        with suppress(OSError):  # the server has just been killed, which `ended` tells
+        with suppress(OSError):  # the server has just been killed; `ended` reports it
             self._connection.send((arguments, str(log), in_processes))
 
     def send_signal(self, number: int) -> None:
-        """To the job, at the next look whether it has ended, or once there is one."""
+        """Has the signal sent to the job, by a later call of `ended`, once the job's process is known."""
         self._due.append(number)
 
     def ended(self) -> tuple[int | None, int] | None:
-        """The number of the job's process and its exit status once it has ended, or the server's own where that has."""
+        """Returns (process number, exit status) of the job once it has ended, or (None, the server's exit status) if
+        the server has ended. While the job runs, sends it the signals that are due and returns None.
+        """
         try:
             if self._pid is None and self._connection.poll():
                 self._pid = self._connection.recv()

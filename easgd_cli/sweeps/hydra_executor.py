@@ -1,8 +1,9 @@
-"""Launchers and sweepers of Hydra's other than its basic ones: joblib, submitit and SLURM, optuna, and any other
-plugin.
+"""Runs jobs by launchers and sweepers of Hydra's other than its basic ones: joblib, submitit and SLURM, optuna, and any
+other plugin.
 
-A launcher is given the jobs of a checked plan. A sweeper draws its own, and is told of each what it is to minimise.
-Either calls `HydraJob`, wherever it likes; the run then has a process of its own, and this one reads how it stands.
+A launcher is given the jobs of a checked plan. A sweeper draws its own jobs, and gets the value to minimise from each.
+Both call `HydraJob`, in any thread, process or machine. That makes a process for the run, and the process of the sweep
+reads how the run stands.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ from easgd_cli.sweeps.plan import Plan, SweepJob
 from easgd_cli.system import interruption
 from easgd_cli.system.terminal import tell
 
-_DIGITS = 6  # of a drawn value in a name: sixteen tell no more apart, but for values that come to the same name
+_DIGITS = 6  # of a drawn value that a name shows; `_name` tells apart values that agree in them
 
 
 class HydraExecutor:
     """Leaves the jobs to the plugins that `plan` names.
 
-    `words` are the sweep's, composed with `config_name` in the directory `configs`; `program` is as for a SlotExecutor.
+    `words`: those of the sweep's command, composed with `config_name` in the directory `configs`; `program`: as for a
+    SlotExecutor.
     """
 
     def __init__(self, plan: Plan, words: Sequence[str], config_name: str, configs: Path, program: str):
@@ -56,11 +58,11 @@ class HydraExecutor:
         self._job = HydraJob(root, program, plan.objective, plan.retry, plan.launcher == "submitit_slurm")
 
     def run(self, jobs: Sequence[SweepJob], begin: Begin, on_change: Tell, look: Callable[[], None]) -> int:
-        """Runs `jobs`, or where the sweeper draws them whatever that draws. It leaves traces in this process."""
+        """Runs `jobs`, or those that the sweeper draws. Hydra's global state in this process is changed afterwards."""
         jobs = [job for job in jobs if begin(job)]
         watch, plan = JobWatch(self._job.root, on_change, look), self._plan
         composing = initialize_config_dir(str(self._configs), job_name="train", version_base="1.3")
-        # The jobs on this machine end before the signal is raised: joblib would kill them.
+        # A signal first ends the jobs on this machine, then raises KeyboardInterrupt, on which joblib would kill them.
         with watch.watching(), interruption.raised() as came, interruption.undone_by(watch.end), composing:
             try:
                 if plan.objective is not None:
@@ -79,12 +81,12 @@ class HydraExecutor:
         return 0
 
     def _last(self, said: JobStatus) -> bool:
-        """Whether a job says no more: of one that has ended a search is still told the value."""
+        """Returns whether `said` is a job's last status. In a search, a run that has ended is still given its value."""
         searching = self._plan.objective is not None and said.status in run_directory.ENDED
         return said.status != RUNNING and (not searching or said.objective is not None)
 
     def _launch(self, hydra: Hydra, jobs: Sequence[SweepJob]) -> None:
-        """Hands all of them to the launcher, as a sweeper of Hydra's does, but for what it makes of the values."""
+        """Hands all jobs to the launcher, as Hydra's basic sweeper does, but with the values as the plan has them."""
         config = hydra.compose_config(self._config_name, self._words, RunMode.MULTIRUN)
         callbacks = Callbacks(config)
         callbacks.on_multirun_start(config=config, config_name=self._config_name)
@@ -92,35 +94,36 @@ class HydraExecutor:
         launcher = Plugins.instance().instantiate_launcher(context, self._job, config)
         overrides = [[*own(job.words), f"hydra.sweep.subdir={quote(job.name)}"] for job in jobs]
         for job_return in launcher.launch(overrides, initial_job_idx=0):
-            _ = job_return.return_value  # raises what the call of a job has raised
+            _ = job_return.return_value  # raises the error of a job's call, if any
         callbacks.on_multirun_end(config=config, config_name=self._config_name)
 
     def _search(self, hydra: Hydra) -> None:
-        """Has the sweeper draw jobs and learn what came of them."""
+        """Has the sweeper draw jobs and run them; their values are returned to it."""
         fixed = ",".join(f'"{key}"' for key in self._plan.fixed)
         named = quote(f'${{named_by:"",${{hydra.overrides.task}},[{fixed}],{_DIGITS}}}')
         words = [*self._words, f"hydra.sweep.subdir={named}"]
         sweeper = hydra.compose_config(self._config_name, words, RunMode.MULTIRUN).hydra.sweeper
         rate = "hydra.sweeper.max_failure_rate="
         if sweeper.get("max_failure_rate") == 0 and not any(w.startswith(rate) for w in words):
-            words.append(f"{rate}1")  # a run that failed is a failed trial and ends no search
+            words.append(f"{rate}1")  # so that a failed run is a failed trial and does not end the search
         if not sweeper.get("storage") and "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None:
-            words.append("hydra.sweeper.sampler.seed=0")  # the same command draws the same, finds its runs and goes on
+            words.append("hydra.sweeper.sampler.seed=0")  # so that the same command finds its runs
         hydra.multirun(self._config_name, self._job, words, with_log_configuration=False)
 
 
 class CannotSay(BaseException):
-    """A job has nowhere to say how it stands. No Exception, which a sweeper would take for a failed trial."""
+    """A job's status cannot be written. No Exception, which a sweeper would take for a failed trial."""
 
 
 @dataclass(frozen=True)
 class HydraJob:
-    """What Hydra calls for each job, perhaps in a thread, in another library's process or on another machine.
+    """The function that Hydra calls for each job, perhaps in a thread, in another library's process or on another
+    machine.
 
-    Neither signals nor multiprocessing are there as a launcher of runs needs them, so the run has a process of its own.
-    With an `objective` it returns the value of that and raises RunError where the run failed, as sweepers have it;
-    without, nothing. Raises CannotSay. `retry`: also a run that failed before. `by_slurm`: it is called in every task
-    of a job of SLURM's; the first makes the run, and in the others it joins that and says nothing of it.
+    There, signals and multiprocessing may not work as easgd's launchers need them, so the run has a process of its own.
+    With an `objective` the call returns its value, and raises RunError where the run failed, as sweepers expect;
+    without one it returns None. Raises CannotSay. `retry`: runs that failed before are tried again. `by_slurm`: every
+    task of a SLURM job calls it; the first task makes the run, the others join the run and write no status.
     """
 
     root: Path
@@ -132,12 +135,12 @@ class HydraJob:
     def __call__(self, _: DictConfig) -> float | None:
         info = HydraConfig.get()
         if self.by_slurm and (started := world()) is not None and started.rank:
-            # its output is submitit's; the job's log is the first task's
+            # it prints into submitit's log; the job's own log is for the first task
             _waited_for(subprocess.Popen(self._program(), cwd=info.runtime.cwd, stdin=subprocess.DEVNULL))
             return None
         name = self._name(run_directory.clean(str(info.sweep.subdir)) or "default", own(info.overrides.task))
         with suppress(OSError):
-            # Hydra has made it; the run makes its own, or goes on in the one it had
+            # Hydra has made this directory; the run makes its own, or goes on in an earlier start's
             Path(info.runtime.output_dir).rmdir()
         words = ["--config-name", str(info.job.config_name), *info.overrides.task]
         if self.retry:
@@ -157,15 +160,17 @@ class HydraJob:
         return math.inf if said.value is None else said.value
 
     def _judged(self, said: JobStatus, objective: Objective) -> JobStatus:
-        """The same with its value, or as failed where its record has none."""
+        """Returns `said` with the value of `objective`, or a failed status if the run's record has no such value."""
         try:
             value = objective.value(Path(said.path or ""))
-        except (UsageError, RunError) as e:  # the first where its record cannot be read
+        except (UsageError, RunError) as e:  # UsageError if its record cannot be read
             return JobStatus(FAILED, str(e))
         return replace(said, objective=str(objective), value=value if math.isfinite(value) else None)
 
     def _name(self, name: str, overrides: list[str]) -> str:
-        """`name`, or with a hash where a run with another value has it: a sweeper may draw nearly the same values."""
+        """Returns the job's name: `name`, with a hash added if a run with other values has it, since a sweeper may draw
+        values that are nearly the same.
+        """
         there = dict(o.split("=", 1) for o in reader.overrides_of(self.root / name) if "=" in o)
         drawn = dict(o.split("=", 1) for o in overrides if "=" in o)
         if self.objective is None or all(there.get(key, value) == value for key, value in drawn.items()):
@@ -173,15 +178,15 @@ class HydraJob:
         return f"{name}-{run_directory.digest(sorted(overrides))}"
 
     def _run(self, name: str, words: list[str], cwd: str) -> JobStatus:
-        """Runs it and returns what it said last. Raises RunError where it has nowhere to say it."""
-        with open(job_status.begin(self.root, name), "ab") as out:  # a job may be queued again
+        """Runs the job and returns its last status. Raises RunError where the status cannot be written."""
+        with open(job_status.begin(self.root, name), "ab") as out:  # appends: a scheduler may queue a job again
             process = subprocess.Popen(
                 [*self._program(), str(self.root), name, *words],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C comes to the sweep, which passes it on once
+                start_new_session=True,  # a terminal's Ctrl-C reaches the sweep, which sends it on once
             )
         try:
             code = _waited_for(process)
@@ -196,7 +201,9 @@ class HydraJob:
 
 
 def _waited_for(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status. A signal, or what a scheduler's has become, ends it first: it saves what it has."""
+    """Waits for the process and returns its exit status. An error meanwhile, such as one that a signal raises, first
+    ends the process by SIGTERM, on which the run saves what it has.
+    """
     try:
         return process.wait()
     except BaseException:
@@ -212,7 +219,7 @@ def _hydra() -> Hydra:
 
 
 def _reason(e: BaseException) -> str:
-    """The first line of what was wrong in the first place."""
+    """Returns the first line of the error that was raised first, of those that led to `e`."""
     while not isinstance(e, RunError | CannotSay) and (earlier := e.__cause__ or e.__context__) is not None:
         e = earlier
     if isinstance(e, RunError | CannotSay):

@@ -1,7 +1,7 @@
-"""Where a job of a sweep runs: in the directory of its name, by what an earlier start has left there.
+"""Finds the directory in which a job of a sweep runs, by its name and by what an earlier start has left there.
 
-However often a sweep is killed and given again, and whatever it was doing then, a job has one directory. Beside it,
-in NAME.2 and so on, a job runs only where its own is a run's with other settings, or holds something that is no run's.
+A job has one directory, however often and at whatever moment its sweep is killed and started again. A job runs in
+NAME.2 and so on only if NAME is taken by a run with other settings, or holds files that are not of a run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from easgd_cli.record import reader, run_directory
 from easgd_cli.settings.schema import OF_SWEEPS, Settings, asked_for
 from easgd_cli.sweeps.job_status import ELSEWHERE, FAILED, JobStatus
 
-NEW, STOPPED = "new", "stopped"  # a run is to begin there; to go on from its checkpoint
+NEW, STOPPED = "new", "stopped"  # a run is to begin there; a run is to go on from its checkpoint there
 
 
 @dataclass(frozen=True)
 class JobDirectory:
-    """Where a job runs, and what is there: NEW, STOPPED, or something that leaves nothing to run in this start of the
-    sweep: completed, diverged, FAILED (with the reason), ELSEWHERE.
+    """Where a job runs. `status`: NEW or STOPPED, or a status with which this start of the sweep does not run the job:
+    completed, diverged, FAILED (with the reason), ELSEWHERE.
     """
 
     path: Path
@@ -39,21 +39,21 @@ class JobDirectory:
 
     @property
     def said(self) -> JobStatus:
-        """How the job stands that is over."""
+        """The status of a job that is `over`."""
         return JobStatus(self.status, self.reason, str(self.path), before=self.status != ELSEWHERE)
 
 
 def find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
-    """The directory of the job named `path`. A run without a checkpoint is cleared, a failed one only to `retry`."""
+    """Returns the directory of the job named `path`. Clears a run without a checkpoint; if it failed, for `retry`."""
     while True:
-        with suppress(FileNotFoundError):  # another sweep has just removed what we looked at
+        with suppress(FileNotFoundError):  # another sweep has just removed a directory that is looked at
             return _find(path, settings, retry)
 
 
 def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
     wanted = _compared(yaml.safe_load(yaml.safe_dump(asdict(settings))))
     there = list(itertools.takewhile(Path.exists, run_directory.candidates(path)))
-    own, unknown = [], []  # runs with these settings; directories without settings, which a killed start may have made
+    own, unknown = [], []  # runs with these settings; directories without settings, as of a killed start
     for candidate in there:
         config = None
         with suppress(reader.BadFile):
@@ -63,7 +63,7 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
         elif config is None and candidate.is_dir():
             unknown.append(candidate)
     runs = [_run(candidate, retry) for candidate in own]
-    for status in (*run_directory.ENDED, ELSEWHERE, STOPPED, FAILED):  # what has a result counts, wherever it is
+    for status in (*run_directory.ENDED, ELSEWHERE, STOPPED, FAILED):  # a run with a result first
         found = next((found for found in runs if found.status == status), None)
         if found is not None:
             return found
@@ -84,7 +84,7 @@ def _find(path: Path, settings: Settings, retry: bool) -> JobDirectory:
 
 
 def _run(path: Path, retry: bool) -> JobDirectory:
-    """The run there; NEW where it has come to nothing."""
+    """Returns the run in `path`; its status is NEW if it left neither a result nor a checkpoint."""
     summary: dict[str, Any] = {}
     try:
         with run_directory.held(path), suppress(reader.BadFile):
@@ -100,15 +100,15 @@ def _run(path: Path, retry: bool) -> JobDirectory:
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run another one: how the sweep was run does not."""
+    """Returns the settings that tell runs apart, without those that say how a sweep is run."""
     return {key: value for key, value in asked_for(config).items() if key not in OF_SWEEPS}
 
 
 def leave_failure(path: Path, settings: Settings, overrides: list[str], reason: str) -> None:
-    """Makes the job's directory say that it failed, and why, also where it failed before it had one."""
+    """Writes into the job's directory that the job failed, and why. Makes the directory if there is none."""
     from easgd_cli.record.summary import write_summary
 
-    with suppress(OSError, UsageError):  # a full disk, say, which may be the reason
+    with suppress(OSError, UsageError):  # such as a full disk, which may be the reason of the failure
         if not path.exists():
             path = run_directory.create(path)
             run_directory.write_config(path, settings, overrides)

@@ -1,7 +1,7 @@
-"""How each job of a sweep stands: logs/NAME.json in the sweep's directory, wherever and by whatever the job is run.
+"""The status of each job of a sweep, in logs/NAME.json of the sweep's directory.
 
-The job's own process writes its file, whole, since it may be on another machine, where neither a pipe nor a lock
-reaches. Only for a job that has ended without a word it is written by whoever has started its process.
+The job's own process writes the file, whole each time, since the job may be on another machine, where neither a pipe
+nor a lock reaches. If the job has ended without a final status, the process that started it writes one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from easgd_cli.system.files import put
 
 QUEUED, RUNNING, INTERRUPTED, FAILED, KILLED = "queued", "running", "interrupted", "failed", "killed"
 ELSEWHERE, NOT_STARTED = "running elsewhere", "not started"
-_LAST = 1 << 20  # bytes of a log's end in which the last sentence is looked for
-# with a line, or before the job's process could say one
+_LAST = 1 << 20  # bytes at a log's end in which the last sentence is searched
+# exit statuses of an interrupted job: 128 + n if it handled signal n, -n if the signal ended it before it could
 _INTERRUPTED = {code for number in interruption.NUMBERS for code in (128 + number, -number)}
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One of the statuses above, or run_directory.ENDED: completed, diverged. `pid`: the process on `host` that says
-    so.
+    """How a job stands. `status`: one of those above or of run_directory.ENDED (completed, diverged); `pid`: the
+    process on `host` that has written it.
 
-    `before`: the job had ended so in an earlier start of the sweep. `value`: of `objective`, None where it is infinite.
+    `before`: the job ended so in an earlier start of the sweep. `value`: that of `objective`, None if it is infinite.
     """
 
     status: str
@@ -52,7 +52,7 @@ class JobStatus:
 
     @property
     def runs_here(self) -> bool:
-        """Whether its process runs on this machine."""
+        """True if the job's process runs on this machine."""
         return self.status == RUNNING and self.here and self.pid is not None and _alive(self.pid)
 
     @property
@@ -61,7 +61,7 @@ class JobStatus:
 
 
 def log(root: Path, name: str) -> Path:
-    """What a job prints."""
+    """Returns the path of the file with the job's output."""
     return root / "logs" / f"{name}.log"
 
 
@@ -70,7 +70,7 @@ def file(root: Path, name: str) -> Path:
 
 
 def write(root: Path, name: str, said: JobStatus) -> JobStatus:
-    """Says how job `name` stands now, by this process unless `said` names another. Raises RunError."""
+    """Writes and returns the status of job `name`, by this process unless `said` names another. Raises RunError."""
     said = replace(said, pid=said.pid or os.getpid(), host=said.host or platform.node())
     content = json.dumps({key: value for key, value in asdict(said).items() if value is not None})
     with writing(file(root, name)) as path:
@@ -80,7 +80,7 @@ def write(root: Path, name: str, said: JobStatus) -> JobStatus:
 
 
 def read(root: Path, name: str) -> JobStatus:
-    """What has been said of job `name` last; it is queued where nothing has."""
+    """Returns the last status of job `name`; queued if there is none that can be read."""
     try:
         path = file(root, name)
         content = reader.json_object(path, reader.read_text(path))
@@ -92,12 +92,12 @@ def read(root: Path, name: str) -> JobStatus:
 
 
 def names(root: Path) -> list[str]:
-    """The jobs of which something has ever been said, the last one last."""
+    """Returns the names of all jobs that have a status, the one with the latest last."""
     return [path.stem for path in sorted((root / "logs").glob("[!.]*.json"), key=changed)]
 
 
 def changed(path: Path) -> int:
-    """When, in nanoseconds; 0 where there is no such file."""
+    """Returns when the file was last changed, in nanoseconds; 0 without the file."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -105,7 +105,7 @@ def changed(path: Path) -> int:
 
 
 def begin(root: Path, name: str) -> Path:
-    """Before its process starts: forgets what was said before; returns the log. Raises RunError and UsageError."""
+    """Removes a job's status before its process starts, and returns its log. Raises RunError and UsageError."""
     with writing(path := log(root, name)):
         path.parent.mkdir(parents=True, exist_ok=True)
         run_files.check_own(path)
@@ -116,18 +116,19 @@ def begin(root: Path, name: str) -> Path:
 
 
 def settle(root: Path, name: str, pid: int | None, code: int) -> JobStatus:
-    """What job `name` has said last, or where it could not say how it ended, what the exit status of its process says.
+    """Returns the final status of job `name`, whose process has ended: the one that the process has written, else one
+    by the exit status `code`, which it writes.
 
-    `code` is below 0 where a signal has killed the process. Raises RunError.
+    `pid`: the process, None if not known; `code` is below 0 where a signal has killed it. Raises RunError.
     """
     said = read(root, name)
     if said.ended and said.pid == pid:
         return said
-    if code == 0:  # another sweep has the job, or has had it
+    if code == 0:  # another sweep runs the job, or has run it
         return replace(said, before=True) if said.ended else JobStatus(ELSEWHERE)
     told = JobStatus(INTERRUPTED, path=said.path, pid=pid)
     if code not in _INTERRUPTED:
-        if code < 0:  # from outside, so it goes on when the sweep is given again
+        if code < 0:  # KILLED, not FAILED: the cause was outside, so the job goes on when the sweep is started again
             reason = f"its process was ended by {signal.Signals(-code).name}"
         else:
             reason = _said_last(log(root, name)) or f"its process ended with status {code}"
@@ -137,7 +138,7 @@ def settle(root: Path, name: str, pid: int | None, code: int) -> JobStatus:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """While it lasts, what stands in the way of writing `path` is a RunError that says so."""
+    """Raises an OSError of the block as a RunError which says that the status cannot be written to `path`."""
     try:
         yield path
     except OSError as e:
@@ -148,19 +149,19 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _alive(pid: int) -> bool:
-    """Whether it runs, and does not only wait for its parent, which may be this process, to take notice of its end."""
+    """Returns whether the process runs, and is no zombie, for which its parent has not yet waited."""
     try:
         os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (ProcessLookupError, PermissionError):
         return False
-    except OSError:  # it has just gone, or there is no /proc, as on macOS
+    except OSError:  # it has just ended, or there is no /proc, as on macOS
         return True
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def _said_last(path: Path) -> str | None:
-    """The last thing a job complained of: a sentence of easgd's after the last traceback, or the last line of that."""
+    """Returns the last complaint in a job's log: easgd's last sentence after the last traceback, else the last line."""
     try:
         with reader.open_file(path) as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - _LAST))

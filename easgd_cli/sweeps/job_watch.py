@@ -1,4 +1,4 @@
-"""Tells how jobs stand that another program has started, by the files in which they say it (job_status.py)."""
+"""Watches jobs that another program has started, by their status files (job_status.py)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from easgd_cli.sweeps import job_status
 from easgd_cli.sweeps.job_status import INTERRUPTED, KILLED, QUEUED, RUNNING, JobStatus
 
 _LOOK_SECONDS = 0.5
-_PATIENCE_SECONDS = 60.0  # for a job that is asked to end to save what it has, and for a network to show its file
+_PATIENCE_SECONDS = 60.0  # time for jobs to save what they have and end, and for a network to show their files
 
 
 class JobWatch:
-    """`said`: what each job has said last since this began; `tell` is called whenever that is something new."""
+    """Watches the jobs of the sweep in `root`. `said`: the last status of each job that had one since the watch began;
+    `tell` is called with each new status, `look` at every look.
+    """
 
     def __init__(self, root: Path, tell: Callable[[str, JobStatus], None], look: Callable[[], None] = lambda: None):
         self.said: dict[str, JobStatus] = {}
         self._root, self._tell, self._view = root, tell, look
         self._before = self._read()
-        # once jobs are being ended: those here that had ended before without a word
+        # set by `end`: the jobs of this machine that had ended without a final status before
         self._dead: list[str] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Looks every moment in a thread, since another program has this one, and once more at the end."""
+        """Looks at the status files in a thread during the block, and once more at its end."""
         over = threading.Event()
 
         def look_on() -> None:
@@ -49,13 +51,13 @@ class JobWatch:
                 self._say(name, replace(self.said[name], status=KILLED, reason="its process has ended without a word"))
 
     def settle(self, last: Callable[[JobStatus], bool]) -> None:
-        """Waits until every job has said the `last` it will say: all have ended, but a network may show it late."""
+        """Waits until `last` holds for every job's status: all have ended, but a network may show their files late."""
         _wait_until(lambda: all(map(last, list(self.said.values()))))
 
     def end(self) -> None:
-        """Asks the jobs that run on this machine to end, as SIGTERM does, and waits until they have.
+        """Sends SIGTERM to the jobs that run on this machine, and waits until they have ended.
 
-        What began them may begin others meanwhile, and kill those when it is told: they count as interrupted, too.
+        The program that started them may start others meanwhile, and kill those later: they count as interrupted, too.
         """
         self._dead = self._silent()
         here = {name: said.pid for name, said in (self.said | self._new()).items() if said.runs_here}
@@ -78,7 +80,7 @@ class JobWatch:
         self._view()
 
     def _silent(self) -> list[str]:
-        """The jobs of this machine that have ended, but for all that they have said still run."""
+        """Returns the jobs of this machine whose process has ended, but whose last status is that they run."""
         running = [(name, said) for name, said in list(self.said.items()) if said.status == RUNNING]
         return [name for name, said in running if said.here and not said.runs_here]
 
@@ -90,7 +92,7 @@ class JobWatch:
 
 
 def _wait_until(true: Callable[[], bool]) -> None:
-    """At most for a minute."""
+    """Waits until `true()`, or for a minute at most."""
     patience = time.monotonic() + _PATIENCE_SECONDS
     while not true() and time.monotonic() < patience:
         time.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""objective=: what a search over settings minimises, as a number that the record of a finished run gives."""
+"""objective=: the number that a search over settings minimises, taken from the record of a finished run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SPLITS = {"validation": "held-out", "test": "test"}
 
 @dataclass(frozen=True)
 class Objective:
-    """Of the center, or of its average where one is kept.
+    """What a search minimises, measured of the center, or of its average where one is kept.
 
-    `what`: best and final, of the `primary` metric of the problem; seconds_to, training seconds until that is as good
-    as `level`; train_loss, that of the last evaluation. `split`: whose metric, validation (held out of training) or
-    test.
+    `what`: best or final, the value of the problem's `primary` metric; seconds_to, the training seconds until that
+    metric is as good as `level`; train_loss, the loss at the last evaluation. `split`: the data of the metric,
+    validation (held out of training) or test.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Objective:
         return f"{self.primary.lowest} {metric}" if self.what == "best" else f"{metric} at the end"
 
     def shown(self, value: float) -> str:
-        """A value of it, with what it is."""
+        """Returns a value of the objective in words, with the objective."""
         if not math.isfinite(value):
             return f"{self}: never"
         if self.primary is None or self.what == "seconds_to":
@@ -50,7 +50,7 @@ class Objective:
         return f"{self} {self.primary.shown(self.primary.sign * value)}"
 
     def value(self, path: Path) -> float:
-        """Of the run in `path`, to be small. Infinite where it diverged or missed the level. Raises RunError."""
+        """Returns the run's value, the smaller the better; inf if it diverged or missed the level. Raises RunError."""
         run, metric = _read(path), self._metric
         if metric not in run.curve:
             raise RunError(
@@ -65,7 +65,7 @@ class Objective:
         return value if math.isfinite(value) else math.inf
 
     def errors(self, path: Path) -> dict[str, float]:
-        """Held-out and test value, if any, of the primary metric at the evaluation that `value` is about."""
+        """Returns the held-out and test values that the primary metric has at the evaluation of `value`."""
         run = _read(path)
         at, base = self._evaluation(run), _base(self.primary or run.metrics.primary or TRAIN_LOSS)
         metrics = {f"{name} {base.replace('_', ' ')}": f"{split}_{base}" for split, name in _SPLITS.items()}
@@ -73,7 +73,7 @@ class Objective:
         return {name: float(run.curve[m][at]) for name, m in there.items()}
 
     def others(self, path: Path) -> list[str]:
-        """The same as texts, but for the value itself."""
+        """Returns `errors` as texts, without the one that is the objective itself."""
         shown = (self.primary or _read(path).metrics.primary or TRAIN_LOSS).shown
         known = "" if self.what == "seconds_to" else str(self)
         return [f"{name} {shown(value)}" for name, value in self.errors(path).items() if name not in known]
@@ -83,7 +83,7 @@ class Objective:
         return TRAIN_LOSS.name if self.primary is None else f"{self.split}_{_base(self.primary)}"
 
     def _evaluation(self, run: Run) -> int | None:
-        """Which one is judged."""
+        """Returns the index of the evaluation that is judged; None without one."""
         if self.what == "best":
             return run.best(self._metric)
         if self.what == "seconds_to" and self.primary is not None:
@@ -93,7 +93,7 @@ class Objective:
 
 
 def of(s: Settings) -> Objective:
-    """The objective that these settings ask for, or the usual one of their problem. Raises UsageError."""
+    """Returns the objective that the settings name, or the usual one of their problem. Raises UsageError."""
     primary = build.declared_metrics(s).primary if s.dataset["name"] != "none" else None
     base = "error" if primary is None else _base(primary)
     text = s.objective or (TRAIN_LOSS.name if primary is None else f"best_{base}")
@@ -122,11 +122,11 @@ def of(s: Settings) -> Objective:
 
 
 def _base(primary: Metric) -> str:
-    """The metric's name without the data that it is of."""
+    """Returns the metric's name without `test_`."""
     return primary.name.removeprefix("test_")
 
 
 def _read(path: Path) -> Run:
-    from easgd_cli.reports import reading  # here, since it loads numpy, for which a refusal does not wait
+    from easgd_cli.reports import reading  # here, since it loads numpy: a refusal is to come without that wait
 
     return reading.read(path)

@@ -1,4 +1,4 @@
-"""What a sweep is made of, once every job of it has been checked (commands/plan.py)."""
+"""The plan of a sweep, made once every job has been checked (commands/plan.py)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from easgd_cli.sweeps.objective import Objective
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One run of a sweep. `words` are its settings, as after `easgd train`; its directory is named by those that
-    differ.
+    """One run of a sweep. `words`: its settings, as after `easgd train`; `name`: its directory's name, made of the
+    settings in which jobs differ.
 
-    `steps`: local steps of each worker, None where minutes end it. `memory`: bytes it needs at its peak, beside its
-    processes.
+    `steps`: local steps of each worker, None where minutes end the run. `memory`: bytes that the run needs at its peak,
+    beside the processes' own.
     """
 
     words: list[str]
@@ -37,23 +37,23 @@ class Plan:
     root: Path
     fixed: dict[str, str]  # overrides that all jobs share, by key
     varying: list[str]  # keys that are swept
-    named: bool  # whether sweep= chose the directory
-    at_once: str  # how many jobs at a time
-    retry: bool  # whether those that failed before are tried again
+    named: bool  # True if sweep= chose the directory
+    at_once: str  # how many jobs run at a time, or auto
+    retry: bool  # True if jobs that failed before are tried again
     report: str | None  # the options of the report at its end, None for no report
     jobs: list[SweepJob]
-    left_out: list[tuple[str, str]]  # what is said of combinations that cannot run, and why they cannot
-    launcher: str  # Hydra's: basic, which is to say ours, or a plugin's
-    sweeper: str  # the same
-    objective: Objective | None  # where a sweeper draws the values, and there are no jobs yet: what it minimises
+    left_out: list[tuple[str, str]]  # combinations of settings that cannot run, in words, and why
+    launcher: str  # the option of hydra/launcher: basic, for easgd's own, or a plugin's
+    sweeper: str  # the option of hydra/sweeper, likewise
+    objective: Objective | None  # what a plugin's sweeper minimises, which draws the jobs itself; else None
 
     @property
     def basic(self) -> bool:
-        """Whether easgd runs the jobs itself."""
+        """True if easgd runs the jobs itself."""
         return self.launcher == self.sweeper == "basic"
 
     @property
     def plugins(self) -> str:
-        """Hydra's plugins that it is left to, as they are asked for."""
+        """The words of the command that name Hydra's plugins."""
         asked = (("launcher", self.launcher), ("sweeper", self.sweeper))
         return " ".join(f"hydra/{part}={option}" for part, option in asked if option != "basic")

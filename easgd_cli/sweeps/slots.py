@@ -1,4 +1,4 @@
-"""What jobs that run side by side on this machine have for themselves: a slot of its cores and CUDA devices each."""
+"""Slots: the share of this machine's cores and CUDA devices for each of the jobs that run side by side."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from easgd_cli.settings.schema import Settings
 from easgd_cli.sweeps.plan import SweepJob
 
 T = TypeVar("T")
-# Of a job's processes, and of each worker, beside vectors and data (docs/design.md, Memory).
+# Memory of a job's own processes, and of each worker's, beside vectors and data (docs/design.md, Memory).
 _OWN_BYTES, _WORKER_BYTES = 350 * 2**20, 40 * 2**20
 
 
 class Devices(Enum):
-    """Which CUDA devices a job computes on: none, any that it is shown, or some that it names by number among all."""
+    """The CUDA devices of a job: none, any that are visible to it, or some that its settings name by number."""
 
     NONE, ANY, NAMED = range(3)
 
@@ -31,21 +31,21 @@ class Devices(Enum):
 
 @dataclass(frozen=True)
 class Slot:
-    """What a job has for itself: cores, and CUDA devices by the names that CUDA_VISIBLE_DEVICES takes."""
+    """The cores and CUDA devices of one job at a time; devices by the names that CUDA_VISIBLE_DEVICES takes."""
 
     cores: set[int]
     devices: list[str]
 
     def environment(self, wanted: Devices) -> dict[str, str]:
-        """The environment of a job here. One that names devices counts as this process does, so it is shown all."""
+        """Returns the environment of a job here. A job that names devices numbers them among all, so it sees all."""
         if wanted is Devices.NAMED or not self.devices:
             return dict(os.environ)
         return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices) if wanted is Devices.ANY else ""}
 
 
 def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
-    """One for each job that runs at a time: so many, or with `auto` as the machine carries. Raises UsageError."""
-    from easgd_cli.system.devices import visible_devices  # here: it loads torch, for which a refusal does not wait
+    """Returns a slot for each of `at_once` jobs; for `auto`, as many as the machine carries. Raises UsageError."""
+    from easgd_cli.system.devices import visible_devices  # here: it loads torch; a refusal is to come without that
 
     cores, devices = _cores(), visible_devices()
     if at_once == "auto":
@@ -62,16 +62,16 @@ def slots(at_once: str, jobs: Sequence[SweepJob]) -> list[Slot]:
 
 
 def dealt(things: Sequence[T], slots: int) -> list[list[T]]:
-    """A share of these for each slot: neighbours, none in two; of fewer than slots one each in turn."""
+    """Returns disjoint shares of neighbouring `things`, one for each slot; of too few things, one each in turn."""
     if 0 < len(things) < slots:
         return [[things[i % len(things)]] for i in range(slots)]
     return [list(things[i * len(things) // slots : (i + 1) * len(things) // slots]) for i in range(slots)]
 
 
 def _carried(job: SweepJob, cores: int, devices: int) -> int:
-    """How many such jobs the machine carries at a time; 0 where it is small for one.
+    """Returns how many such jobs the machine carries at a time; 0 if it is too small for one.
 
-    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated one
+    A job needs a core for each thread of its workers, a device for each worker, and its memory. A simulated job
     computes one gradient at a time.
     """
     from easgd_cli.system.shared_memory import available_memory

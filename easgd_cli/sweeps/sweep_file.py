@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep is made of and how its jobs stand, for whoever looks, and for its next start."""
+"""sweep.json: the settings of a sweep and the status of its jobs, for users and for the sweep's next start."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from easgd_cli.system.files import put
 
 
 class SweepFile:
-    """Written anew at every change. Where two sweeps share the jobs, each tells of its own, one at a time.
+    """Writes sweep.json anew at every change. Of several processes that share a sweep's jobs, each writes of its own
+    jobs, one process at a time.
 
-    Jobs of an earlier start with other values stay in it, and what has ended stays so until its turn comes.
+    Jobs of an earlier start with other values stay in the file. The status of a job that has ended stays until the
+    job's turn comes.
     """
 
     def __init__(self, plan: Plan, command: str):
@@ -30,8 +32,8 @@ class SweepFile:
             jobs |= {job.name: {"status": QUEUED} for job in plan.jobs if not _stays(jobs.get(job.name, {}))}
 
     def note(self, name: str, said: JobStatus) -> None:
-        """How a job stands now."""
-        if said.status != ELSEWHERE:  # which the sweep tells that runs it
+        """Writes the status of a job."""
+        if said.status != ELSEWHERE:  # that job's status is written by the process that runs it
             facts = {"reason": said.reason, "value": said.value}
             if said.status == RUNNING:
                 facts = {"pid": said.pid, "host": said.host}
@@ -39,14 +41,16 @@ class SweepFile:
                 jobs[name] = {"status": said.status} | {key: value for key, value in facts.items() if value is not None}
 
     def choose(self, best: dict[str, Any] | None) -> None:
-        """Says which run a search has found to be the best."""
+        """Writes which run of a search is the best; None: none is."""
         self._about["best"] = best
         with self._alone():
-            pass  # of the jobs there is nothing new
+            pass  # the jobs are written as they are
 
     @contextmanager
     def _alone(self) -> Iterator[dict[str, Any]]:
-        """The jobs as in the file, to be changed and written. Another sweep waits, or it would undo this."""
+        """Reads the jobs from the file, lets the block change them, and writes them. Other processes wait meanwhile, so
+        that none overwrites a change.
+        """
         with ExitStack() as held:
             with suppress(OSError):  # a file system without locks, as some networks have, or one that cannot be written
                 lock = self._path.with_name(f".{self._path.name}.lock")
@@ -55,12 +59,12 @@ class SweepFile:
             jobs = {name: job for name, job in jobs.items() if isinstance(job, dict)} if isinstance(jobs, dict) else {}
             yield jobs
             content = json.dumps({**self._about, "jobs": jobs}, indent=1) + "\n"
-            with suppress(OSError):  # the runs' own records are what counts
+            with suppress(OSError):  # without sweep.json, the runs' own records still tell all
                 put(self._path, lambda beside: beside.write_text(content, encoding="utf-8"))
 
 
 def refuse_another(plan: Plan) -> None:
-    """Raises UsageError for the name of a sweep of other settings; more values of what is swept are welcome."""
+    """Raises UsageError if the directory is of a sweep with other settings. Swept keys may have other values."""
     before = _read(plan.root / "sweep.json")
     if not before:
         return
@@ -78,7 +82,7 @@ def refuse_another(plan: Plan) -> None:
 
 
 def _stays(job: dict[str, Any]) -> bool:
-    """Whether what is said of a job is so until its turn comes: it has ended, or another sweep is at it."""
+    """Returns whether the job's status holds until its turn comes: it has ended, or another process runs it."""
     pid, host = job.get("pid"), job.get("host", platform.node())
     said = JobStatus(str(job.get("status")), pid=pid if isinstance(pid, int) else None, host=host)
     elsewhere = said.status == RUNNING and host != platform.node()

@@ -1,5 +1,5 @@
-"""What a sweep shows while its jobs run: a line for each that runs in a terminal, a line when one begins or ends
-elsewhere.
+"""What a sweep shows while its jobs run: in a terminal a line for each running job, elsewhere a line when a job begins
+or ends.
 
 Jobs are other processes, perhaps on other machines; how far they are is read from their records.
 """
@@ -25,7 +25,7 @@ _LOOK_SECONDS = 1.0
 
 
 class SweepView:
-    """The view of a sweep of so many jobs, or of as many as come where that is None."""
+    """The view of a sweep. `jobs`: how many there are; None: not known."""
 
     def __init__(self, jobs: int | None, console: Screen | None = None):
         self._jobs = jobs
@@ -35,7 +35,7 @@ class SweepView:
         self._looked = 0.0
 
     def begun(self, title: str, run_dir: Path, steps: int | None, minutes: float | None) -> None:
-        """A job has begun that ends after so many local steps of each worker, or minutes of training."""
+        """Shows that a job has begun, which ends after `steps` of each worker or `minutes` of training."""
         self._running[title] = _Watched(run_dir, steps, minutes)
         if self._display.redraws:
             self.look(now=True)
@@ -43,14 +43,14 @@ class SweepView:
             self._display.line(Text(f"{title}: begun"))
 
     def ended(self, title: str, status: str, said: str) -> None:
-        """A job is over, or has been found to be."""
+        """Shows that a job has ended, now or in an earlier start."""
         self._running.pop(title, None)
         self._ended[status] += 1
         self.look(now=True)
         self._display.line(job_line(title, status, said))
 
     def look(self, now: bool = False) -> None:
-        """To be called often: shows how far the jobs are."""
+        """Shows how far the jobs are; to be called often."""
         moment = time.monotonic()
         if self._display.redraws and (now or moment - self._looked >= _LOOK_SECONDS):
             self._looked = moment
@@ -59,7 +59,7 @@ class SweepView:
             self._display.redraw(self._view, now=True)
 
     def close(self) -> None:
-        """Leaves the terminal to others; harmless when repeated."""
+        """Removes the view from the terminal; harmless when repeated."""
         self._display.close(keep=False)
 
     def _view(self) -> Group:
@@ -70,7 +70,7 @@ class SweepView:
             table.add_column(justify="right" if number else "left", no_wrap=number > 0)
         table.add_row("running", "step", "left", "train loss", primary, style="dim")
         for title, job in self._running.items():
-            # Where it is narrow names are cut.
+            # In a narrow terminal names are cut.
             table.add_row(Text(title, no_wrap=True, overflow="ellipsis"), job.step, job.left, *job.measured())
         queued = 0 if self._jobs is None else self._jobs - len(self._running) - self._ended.total()
         counts = {"running": len(self._running), "queued": queued, **self._ended}
@@ -79,7 +79,7 @@ class SweepView:
 
 
 class _Watched:
-    """How far a job is, by the lines that its record has gained since the last look."""
+    """How far a job is, followed by the rows that its record gains."""
 
     def __init__(self, run_dir: Path, steps: int | None, minutes: float | None):
         self._record, self._steps = NewRows(run_dir / "metrics.jsonl"), steps
@@ -91,12 +91,12 @@ class _Watched:
         self._reached: dict[str, float] = {}  # the local step of each worker's last row
         self._seconds = 0.0
         self._center: Row = {}
-        self._points: list[tuple[float, float]] = []  # the first and the last (moment, how much was done)
+        self._points: list[tuple[float, float]] = []  # the first and the last (moment, `_done` then)
 
     def look(self, moment: float) -> None:
-        """Reads what is new."""
+        """Reads the rows since the last look, at the present `moment`."""
         lines, others = self._record.take()
-        if others:  # taken back to a checkpoint
+        if others:  # another file: the record was taken back to a checkpoint
             self._forget()
         before = self._done
         for row in lines:
@@ -117,19 +117,19 @@ class _Watched:
 
     @property
     def _done(self) -> float:
-        """In the unit of the run's length."""
+        """How much of the run is done, in the unit of its length: mean local step or training seconds."""
         return self._step if self._steps is not None else self._seconds
 
     @property
     def step(self) -> str:
-        """Mean local step of the workers, of how many where that is known."""
+        """The workers' mean local step, and how many there will be where that is known."""
         if not self._reached:
             return "starting"
         return f"{self._step:,.0f}" + (f"/{self._steps:,}" if self._steps is not None else "")
 
     @property
     def left(self) -> str:
-        """Time left at the speed since it was first seen to train; real, also of a job whose seconds are virtual."""
+        """Time left at the speed since the job was first seen to train; real seconds, also for a virtual cluster."""
         if self._length is not None and self._done >= self._length:
             return "ending"
         if self._length is None or len(self._points) < 2:
@@ -138,7 +138,7 @@ class _Watched:
         return clock((self._length - done) * (moment - began) / (done - at_first))
 
     def measured(self) -> list[str]:
-        """Loss and primary metric at the last evaluation of the center, as texts."""
+        """Returns loss and primary metric at the last evaluation of the center, as texts."""
         return [
             ""
             if metric is None or metric.name not in self._center
