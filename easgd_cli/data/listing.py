@@ -77,7 +77,7 @@ class Directories:
         self.root = root
         self.top = Path(root).expanduser().absolute()
         self.times: dict[str, int] = {}
-        self.loose: dict[str, int] = {}  # by folder given to `subfolders`: how many images lie directly in it
+        self.loose: dict[str, int] = {}  # by folder given to `subfolders`: images beside its subfolders
 
     def subfolders(self, folder: str) -> list[str]:
         """Returns the sorted names of the directories in `folder`, relative to the root, without hidden ones."""

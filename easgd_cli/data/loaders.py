@@ -128,7 +128,7 @@ def _serve(begun: Callable[[], Read], pipe: Connection, parent: int) -> None:
         _let_go_of_sockets(pipe.fileno())
         with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
             f.write("easgd-loader")
-        torch.set_num_threads(1)  # torch would wait for threads that a fork does not copy
+        torch.set_num_threads(1)  # with more, torch would wait for threads that a fork does not copy
         read = begun()
         while True:
             packed, memory, refused = b"", None, None
@@ -157,4 +157,4 @@ def _let_go_of_sockets(own: int) -> None:
     for fd in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # the listing had a descriptor, too, which is closed by now
             if fd > 2 and fd != own and stat.S_ISSOCK(os.fstat(fd).st_mode):
-                os.dup2(nothing, fd)  # not closed: its object would later close whatever had got the number
+                os.dup2(nothing, fd)  # not closed: its object would later close another file of that number

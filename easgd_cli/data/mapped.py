@@ -44,7 +44,7 @@ class Mapped:
     name: str
     collate: Callable[[list[Any]], Any] = default_collate
     kept: Tensor | None = None  # [N] int64, which samples of `train` are trained on; None for all
-    taken: Tensor | None = None  # [K] int64, which of them are held out
+    taken: Tensor | None = None  # [K] int64, which samples of `train` are held out
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
     loaders: int = 0  # processes that read samples, for each process that asks for batches
     _pool: list[Loaders] = field(default_factory=list, repr=False)  # started by the first batch

@@ -28,7 +28,7 @@ from easgd_cli.data.sources import Source
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
 
-_TOGETHER = 4  # images that a thread takes at a time
+_TOGETHER = 4  # images that a thread decodes as one task
 _VERIFIED = 1024  # images between two reports of `broken`, so that a million tasks never wait at once
 
 
@@ -55,7 +55,7 @@ class StoredImages(ImageSet):
     std: Channels | None = None
     classes: tuple[str, ...] | None = None  # names, in the order of the labels
     kept: Tensor | None = None  # [N] int64, which images of `train` are trained on; None for all
-    taken: Tensor | None = None  # [K] int64, which of them are held out
+    taken: Tensor | None = None  # [K] int64, which images of `train` are held out
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
     # started by the first batch, so that no fork copies threads

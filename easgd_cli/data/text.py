@@ -90,7 +90,7 @@ class Text:
     cuts: Mapping[Split, tuple[int, int]]
     length: int
     about: str
-    on_device: Tensor | None = None  # the training bytes, where they lie on a GPU
+    on_device: Tensor | None = None  # the training bytes, if they lie on a GPU
 
     targets: ClassVar[Targets] = "tokens"
     num_classes: ClassVar[int] = _TOKENS

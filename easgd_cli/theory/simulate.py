@@ -20,7 +20,7 @@ from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.randomness import NOISE, key
 from easgd_cli.training.drive import ByHand
 
-MOST_DRAWS = 2 * 10**8  # of one simulation: a few seconds
+MOST_DRAWS = 2 * 10**8  # of random numbers in one simulation: a few seconds
 FEWEST_RUNS = 1000  # with fewer a sample says little
 
 
