@@ -80,7 +80,7 @@ class Directories:
         self.loose: dict[str, int] = {}  # by folder given to `subfolders`: images beside its subfolders
 
     def subfolders(self, folder: str) -> list[str]:
-        """Returns the sorted names of the directories in `folder`, relative to the root, without hidden ones."""
+        """Returns the sorted names of the directories in `folder` (relative to the root), without hidden ones."""
         with self._reading(folder):
             entries = self._entries(folder)
             found = sorted(e.name for e in entries if e.is_dir())
