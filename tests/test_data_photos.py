@@ -27,7 +27,7 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from easgd_cli.__main__ import main
-from easgd_cli.data import decoding, folders, listing, patience, preparation
+from easgd_cli.data import decoding, folders, listing, patience, preparation, shards
 from easgd_cli.data.listing import Listed
 from easgd_cli.data.photos import imagefolder, imagenet
 from easgd_cli.data.sources import Shards
@@ -293,7 +293,7 @@ def test_what_cannot_be_decoded_is_left_out_and_listed(root: Path) -> None:
 
 def test_what_was_left_out_is_done_when_it_can_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Giving oneself the right to read a file changes neither its size nor its time."""
-    [shard] = preparation.shards(folders.listed("imagefolder", str(root)), root, 24)["train"]
+    [shard] = shards.planned(folders.listed("imagefolder", str(root)), root, 24)["train"]
     rgb = decoding.rgb
 
     def refused(content: bytes | memoryview | str) -> Image.Image:
@@ -315,12 +315,12 @@ def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
     prepare(root)
     assert prepare(root).written == 0
     photo(50, 50, seed=9).save(root / "train/bee/9.JPEG")
-    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
-    [own] = [shard for shard in shards if "train/bee/9.JPEG" in list(shard.images.paths())]
-    files = {shard.name: Path(shard.directory, f"{shard.name}.bin") for shard in shards}
+    parts = shards.planned(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    [own] = [shard for shard in parts if "train/bee/9.JPEG" in list(shard.images.paths())]
+    files = {shard.name: Path(shard.directory, f"{shard.name}.bin") for shard in parts}
     before = {name: file.stat().st_ino for name, file in files.items()}
     done = prepare(root)
-    assert len(shards) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
+    assert len(parts) > 3 and done.written == len(own.images) and done.kept == 404 - done.written
     assert {name for name, file in files.items() if file.stat().st_ino != before[name]} == {own.name}
     copy, place = small(root), list(folders.listed("imagefolder", str(root)).train.paths()).index("train/bee/9.JPEG")
     [(a, _)] = copy.evaluation_batches("train", 1, CPU, torch.float32, indices=torch.tensor([place]))
@@ -341,7 +341,7 @@ def test_an_image_that_comes_or_goes_moves_no_cut_but_its_own(tmp_path: Path) ->
 
     def cut(paths: list[str]) -> set[tuple[str, ...]]:
         of_split = Listed.of(paths, 0)
-        planned = preparation.shards(
+        planned = shards.planned(
             folders.Folders(tmp_path, ("a",), of_split, Listed.of(["val/a/0.png"], 0), {}), tmp_path, 24
         )["train"]
         parts = [tuple(shard.images.paths()) for shard in planned]
@@ -383,8 +383,8 @@ def test_a_smaller_set_leaves_no_shards_behind(tmp_path: Path) -> None:
     for i in range(10, 70):
         (root / f"train/ant/{i}.JPEG").unlink()
     prepare(root)
-    shards = preparation.shards(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
-    assert {p.stem for p in (root / "prepared-24").glob("train-*.bin")} == {shard.name for shard in shards} and small(
+    parts = shards.planned(folders.listed("imagefolder", str(root)), root / "prepared-24", 24)["train"]
+    assert {p.stem for p in (root / "prepared-24").glob("train-*.bin")} == {shard.name for shard in parts} and small(
         root
     ).count("train") == 80
 

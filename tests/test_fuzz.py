@@ -329,7 +329,7 @@ def test_nothing_of_the_package_but_what_it_offers_is_its_own() -> None:
         assert targets.own(target)
     for target in (
         "easgd_cli.data.preparation:os.system",
-        "easgd_cli.data.preparation:_write",
+        "easgd_cli.data.preparation:_finish",
         "easgd_cli.data:x",
         "a:b",
     ):

@@ -13,15 +13,13 @@ same files (path, size, time of change) in the same way. Processes, since resizi
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import threading
-import zlib
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, MutableSequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,67 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from easgd_cli.data import decoding
+from easgd_cli.data import decoding, shards
 from easgd_cli.data.folders import Folders
-from easgd_cli.data.listing import Listed
-from easgd_cli.data.patience import told
+from easgd_cli.data.shards import Shard
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system import interruption
 
-_FORMAT = 1
-_QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
-_SHARDS = 200  # of a split, about: each is a file that every process maps, and of which it keeps a descriptor
-_LEAST = 64  # images in a shard, about
-_ASKING = 8  # threads that ask for sizes and times: on a network each waits for its answer
 _SECONDS = 1.0  # between two looks at how far the processes are
 INDEX = "index.npz"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a split, and where it goes."""
-
-    directory: str
-    name: str  # the split, and a digest of the first image's path
-    root: str
-    images: Listed
-    side: int
-
-    def signature(self) -> str:
-        """Changes with the files and how they are prepared; one that is missing cannot be decoded. Raises OSError."""
-        digest = hashlib.sha256(f"{_FORMAT} {self.side} {_QUALITY}".encode())
-        for path in self.images.paths():
-            try:
-                found = os.stat(f"{self.root}/{path}")
-                size, time = found.st_size, found.st_mtime_ns
-            except FileNotFoundError:  # a link that leads nowhere, or removed since it was listed
-                size = time = -1
-            digest.update(_bytes(f"{path}\0{size}\0{time}\0"))
-        return digest.hexdigest()
-
-    def described(self) -> dict[str, Any] | None:
-        """What the finished shard holds; None where there is none, it is of other files, or an image that was left out
-        can be decoded by now.
-        """
-        try:
-            description = json.loads(Path(self.directory, f"{self.name}.json").read_text(encoding="utf-8"))
-            same = (
-                description["signature"] == self.signature()
-                and os.path.getsize(f"{self.directory}/{self.name}.bin") == description["bytes"]
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        if not same or any(self._decodes(path) for path, _ in description["broken"]):
-            return None
-        return description
-
-    def _decodes(self, path: str) -> bool:
-        """Whether an image can be decoded, such as one that nobody had the right to read."""
-        try:
-            decoding.rgb(f"{self.root}/{path}")
-        except decoding.BrokenImage:
-            return False
-        return True
 
 
 # in each process that makes shards, shared with the one that asked for them: images done of each shard
@@ -111,7 +56,9 @@ def make(shard: Shard, number: int) -> dict[str, Any]:
         for path in shard.images.paths():
             _done[number] += 1
             try:
-                content = decoding.encoded(decoding.resized(decoding.rgb(f"{shard.root}/{path}"), shard.side), _QUALITY)
+                content = decoding.encoded(
+                    decoding.resized(decoding.rgb(f"{shard.root}/{path}"), shard.side), shards.QUALITY
+                )
             except decoding.BrokenImage as e:
                 broken.append([path, str(e)])
                 lengths.append(0)
@@ -123,43 +70,10 @@ def make(shard: Shard, number: int) -> dict[str, Any]:
         os.fsync(out.fileno())
     os.replace(beside, whole)
     description = {"signature": signature, "bytes": at, "lengths": lengths, "broken": broken}
-    _write(Path(shard.directory, f"{shard.name}.json"), _bytes(json.dumps(description)))
+    beside = Path(shard.directory, f"{shard.name}.json.part")
+    beside.write_text(json.dumps(description))
+    os.replace(beside, beside.with_suffix(""))
     return description
-
-
-def shards(folders: Folders, directory: Path, side: int) -> dict[str, list[Shard]]:
-    """How each split is cut."""
-    return {split: list(_cut(folders, split, getattr(folders, split), directory, side)) for split in ("train", "test")}
-
-
-def _cut(folders: Folders, split: str, listed: Listed, directory: Path, side: int) -> Iterator[Shard]:
-    """A shard begins at each image whose path has a checksum divisible by a power of 2, and ends after at most twice as
-    many images.
-
-    So cuts follow from names, and from how many there are only when these become half as many or twice as many.
-    """
-    about = 1 << (max(_LEAST, len(listed) // _SHARDS) - 1).bit_length()
-    begins: list[int] = []
-    for n, path in enumerate(listed.encoded()):
-        if n == 0 or n - begins[-1] == 2 * about or zlib.crc32(path) % about == 0:
-            begins.append(n)
-    for first, last in zip(begins, [*begins[1:], len(listed)], strict=True):
-        part = listed.part(first, last)
-        name = hashlib.blake2b(next(part.encoded()), digest_size=8).hexdigest()
-        yield Shard(str(directory), f"{split}-{name}", str(folders.root), part, side)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def existing(planned: Sequence[Shard]) -> dict[str, dict[str, Any]]:
-    """What the finished shards hold, by name. Every original is asked for its size and time; slowness is told."""
-    asked = told(planned, "comparing the originals with the files of the copy")
-    decoding.load_formats()  # what had been left out is tried again
-    with ThreadPoolExecutor(_ASKING) as pool:
-        found = zip(asked, pool.map(Shard.described, planned), strict=True)
-        return {shard.name: described for shard, described in found if described is not None}
 
 
 @dataclass(frozen=True)
@@ -214,10 +128,10 @@ def _alone(directory: Path) -> Iterator[None]:
 def _prepare(
     folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]
 ) -> Finished:
-    planned = shards(folders, directory, side)
+    planned = shards.planned(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
     total = sum(len(shard.images) for shard in every)
-    described = existing(every)
+    described = shards.finished(every)
     kept = sum(len(shard.images) for shard in every if shard.name in described)
     missing = [shard for shard in every if shard.name not in described]
     if missing:
@@ -255,9 +169,9 @@ def _prepare(
 
 def current(folders: Folders, directory: Path, side: int) -> bool:
     """Whether the copy in `directory` is of these `folders`: the same files, classes and labels. Raises OSError."""
-    planned = shards(folders, directory, side)
+    planned = shards.planned(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
-    described = existing(every)
+    described = shards.finished(every)
     if len(described) < len(every):
         return False
     expected = _index(folders, side, planned, described)
@@ -269,7 +183,7 @@ def _index(
     folders: Folders, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What a run needs to know. Raises UsageError where it could not train or measure with what can be decoded."""
-    arrays: dict[str, Any] = {"format": _FORMAT, "side": side, "classes": np.array(folders.classes)}
+    arrays: dict[str, Any] = {"format": shards.FORMAT, "side": side, "classes": np.array(folders.classes)}
     arrays |= {
         "looked_at": np.array(list(folders.times)),
         "times": np.array(list(folders.times.values()), dtype=np.int64),
@@ -326,9 +240,3 @@ def _begin(counts: MutableSequence[int]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)

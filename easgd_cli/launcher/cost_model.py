@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Of a virtual cluster. Its fields are the settings of launcher=simulated.
+    """The costs of a virtual cluster. The fields are the settings of launcher=simulated.
 
     All times are in seconds, bandwidths in bytes a second. Raises ValueError for what no cluster has.
     """
 
-    # of a step's gradient, batch included, at speed 1; a list: equally likely values
+    # seconds of a step's gradient, batch included, at speed 1; a list: equally likely values
     compute: float | list[float] = 0.01
-    spread: float = 0.0  # its standard deviation from step to step, as a share of it (lognormal)
+    spread: float = 0.0  # standard deviation of `compute` from step to step, as a share of it (lognormal)
     speeds: list[float] = field(default_factory=lambda: [1.0])  # of the workers, in turn
     pause_probability: float = 0.0  # that a worker pauses before a step
     pause_seconds: float = 0.0
     latency: float | list[float] = 0.0  # of a message; a list: [up, down]
     bandwidth: float | list[float] | None = None  # of each worker's link; a list: [up, down]; none: unlimited
     service: float = 0.0  # of the master, for each message
-    # until a worker that was killed (faults) asks for the center again: its process has to be started
+    # from the kill of a worker (faults) until it asks for the center again: its process has to be started
     restart_seconds: float = 5.0
     overhead: float = 0.0  # of a worker, for each message: its own work, which nothing overlaps
-    # of the master's link, which all messages share; a list: [up, down]; none: each worker's own is all there is
+    # of the master's link, which all messages share; a list: [up, down]; none: only workers' own links limit
     shared_bandwidth: float | list[float] | None = None
-    here: int = 0  # workers on the master's host, whose messages take no way
+    here: int = 0  # workers on the master's host, whose messages cross no network
     rounds: str = "master"  # how a round goes: through the master, or all-reduced on a ring
 
     def __post_init__(self) -> None:
@@ -75,16 +75,14 @@ class CostModel:
             raise ValueError(f"launcher.rounds={self.rounds}: is master or ring.")
 
     def compute_seconds(self, seed: int, worker: int, t: int) -> float:
-        """Virtual seconds of the worker's gradient at its step t: a function of (seed, worker, t), as all randomness
-        is.
-        """
+        """Returns the virtual seconds of the worker's gradient at its step t, a function of (seed, worker, t) alone."""
         seconds = self._drawn(seed, worker, t) / self.speeds[worker % len(self.speeds)]
         if self.pause_probability and uniform(seed, PAUSES, worker, t) < self.pause_probability:
             seconds += self.pause_seconds
         return seconds
 
     def mean_seconds(self) -> float:
-        """Of a step, over workers and steps, pauses included."""
+        """Returns the mean virtual seconds of a step, over workers and steps, pauses included."""
         computes = self.compute if isinstance(self.compute, list) else [self.compute]
         slowness = sum(1 / speed for speed in self.speeds) / len(self.speeds)
         return sum(computes) / len(computes) * slowness + self.pause_probability * self.pause_seconds
@@ -100,7 +98,7 @@ class CostModel:
         )
 
     def network(self, nbytes: int) -> Network:
-        """The links, for messages of that many bytes."""
+        """Returns the links, for messages of that many bytes."""
         from easgd_cli.transport.simulated import Network
 
         bandwidth, shared = (

@@ -1,5 +1,5 @@
-"""launcher=distributed: many machines. The run's supervisor, master, evaluator and record are here; workers are here
-and wherever hosts have come in (`easgd join`, or the processes of torchrun or SLURM).
+"""launcher=distributed: many machines. The run's supervisor, evaluator and record are on this one, the first host;
+masters and workers are here and on hosts that have joined (`easgd join`, or the processes of torchrun or SLURM).
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _LONGEST_SILENCE = 86400.0
-LISTENER = "EASGD_LISTENER"  # of a job of a sweep: the descriptor of whom other hosts call
-# whether runs are checked here that begin on other machines, whose addresses are not those of this one
+LISTENER = "EASGD_LISTENER"  # the descriptor of the socket that other hosts call, for a job of a sweep
+# True while runs are checked that will begin on other machines, whose addresses this one does not have
 made_elsewhere = ContextVar("made_elsewhere", default=False)
 
 
 @dataclass
 class Distributed:
-    """Many machines. Raises ValueError for what cannot be, and UsageError.
+    """Many machines. Raises ValueError for values that no run can have, and UsageError.
 
     `transport`: how messages travel (kinds.Local). `here`: workers on this machine; `masters_here`: masters on it, all
     unless given; `least`: workers with which training begins, while the others have no host yet, None for all;
-    `address`: HOST:PORT or HOST, where other machines reach it, or the `interface` whose address that is; `wait`:
+    `address`: HOST:PORT or HOST, where other machines reach this one, or the `interface` whose address that is; `wait`:
     seconds that a worker may be without a host; `silence`: seconds after which a host that says nothing is gone.
     """
 
@@ -59,7 +59,7 @@ class Distributed:
     silence: float = 10.0
     forks: ClassVar[bool] = True
     _listener: socket.socket | None = field(default=None, init=False, repr=False)
-    _of_sweep: bool = field(default=False, init=False, repr=False)  # whose jobs are all reached where this is
+    _of_sweep: bool = field(default=False, init=False, repr=False)  # whose jobs are all reached at one address
     _where: str = field(default="", init=False, repr=False)
     _told: bool = field(default=False, init=False, repr=False)
 
@@ -96,14 +96,12 @@ class Distributed:
 
     @property
     def places_here(self) -> int:
-        """Workers of this machine."""
+        """The number of workers on this machine."""
         return workers_here(self.here)
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError where workers are to come later and cannot, or for what messages that go into a sum cannot
-        do.
-        """
+        """Raises UsageError where workers are to come later and cannot, or messages are to go into a sum and cannot."""
         kinds.check_transport(s, method)
         least = s.launcher.get("least")
         if least is None or least == s.workers:
@@ -126,7 +124,7 @@ class Distributed:
 
     @staticmethod
     def workers_here(s: Settings) -> int:
-        """The same, by the settings."""
+        """Returns the number of workers on this machine by the settings."""
         return workers_here(s.launcher.get("here"))
 
     def begin(self) -> None:
@@ -136,7 +134,7 @@ class Distributed:
         fork_server.begin()
 
     def listen(self) -> tuple[socket.socket, str]:
-        """Whom other hosts call, and how that is written. Raises UsageError."""
+        """Returns the socket that other hosts call, and its address as HOST:PORT. Raises UsageError."""
         if self._listener is None:
             inherited = os.environ.pop(LISTENER, None)
             self._of_sweep = inherited is not None
@@ -149,7 +147,7 @@ class Distributed:
         return self._listener, self._where
 
     def _address(self) -> tuple[str, str, int]:
-        """What says where to listen, the address and the port. Raises UsageError."""
+        """Returns where to listen: the setting that says so, for messages, then address and port. Raises UsageError."""
         asked, host, port = self._asked()
         address, world = network.resolved(asked, host), started_together()
         if world is not None and world.size > world.local_size and network.is_loopback(address):
@@ -162,7 +160,7 @@ class Distributed:
         return asked, address, port
 
     def _asked(self) -> tuple[str, str, int]:
-        """What says where to listen, the host and the port."""
+        """Returns where to listen: the setting that says so, for messages, then host and port."""
         world = started_together()
         if self.interface is not None:
             return f"launcher.interface={self.interface}", network.of_interface(self.interface), 0
@@ -182,7 +180,7 @@ class Distributed:
         s = experiment.settings
         _refuse(s, self.places_here)
         _check_slices(experiment)
-        # of the machine's cores, those here have all
+        # the workers here share all of this machine's cores
         threads = worker_threads(replace(s, workers=max(1, self.places_here)))
         experiment = replace(experiment, recipe=replace(experiment.recipe, settings=replace(s, threads=threads)))
         listener, where = self.listen()
@@ -191,7 +189,7 @@ class Distributed:
         gate = Gate(network.Lent(listener), secret, asdict(s), vectors, self.silence, kinds.summed(s))
         far, masters_far = self.workers - self.places_here, masters_elsewhere(s)
         join = f"on another host: easgd join {where}"
-        if not self._told:  # by a short run of tau=auto, at the same place
+        if not self._told:  # a short run of tau=auto may have told it, at the same address
             host, self._told = socket.gethostname(), True
             masters = f"; masters here {self.masters - masters_far}, elsewhere {masters_far}" if masters_far else ""
             tell(f"master on {host}, reached at {where}; workers here {self.places_here}, elsewhere {far}{masters}")
@@ -251,8 +249,9 @@ def _check_slices(experiment: Experiment) -> None:
 
 @contextmanager
 def announced(launcher: object) -> Iterator[None]:
-    """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find it.
-    That is before data are loaded: they call, and wait for as long as somebody listens. Raises UsageError and RunError.
+    """While it lasts, the processes that torchrun or SLURM has started with this one, which makes the run, find the
+    run's address. It is entered before data are loaded: the others call, and wait as long as somebody listens. Raises
+    UsageError and RunError.
     """
     world = started_together()
     if world is None or not isinstance(launcher, Distributed):
@@ -263,11 +262,11 @@ def announced(launcher: object) -> Iterator[None]:
 
 
 def is_distributed(s: Settings) -> bool:
-    """Whether the run is on many machines."""
+    """Returns whether the run is on many machines."""
     return bool(s.launcher["target"] == f"{__name__}:Distributed")
 
 
 def followed(s: Settings) -> World | None:
-    """The processes of which this is one that follows rank 0, which makes the run; None where this makes it."""
+    """Returns this process's place where rank 0 of those started together makes the run; None where this one does."""
     world = started_together() if is_distributed(s) else None
     return None if world is None or world.rank == 0 else world

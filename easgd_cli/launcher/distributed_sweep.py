@@ -1,4 +1,6 @@
-"""Sweeps of runs on many machines: what cannot be several runs one after another, and where all of them are reached."""
+"""Sweeps of runs on many machines: refuses those that cannot be run one after another, and has all jobs of a sweep
+reached at one address.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ _OTHERWISE = (
 
 @contextmanager
 def checked_for(launcher: str) -> Iterator[None]:
-    """While it lasts, settings are checked for runs that Hydra's `launcher` starts: on nodes of SLURM's, whose
-    addresses are not those of this machine.
+    """While it lasts, settings are checked for runs that Hydra's `launcher` starts: the one for SLURM starts them on
+    nodes, whose addresses are not those of this machine.
     """
     token = made_elsewhere.set(launcher == _SLURM)
     try:
@@ -34,8 +36,8 @@ def checked_for(launcher: str) -> Iterator[None]:
 
 
 def check_sweep(jobs: Sequence[Settings], at_once: str, plugins: tuple[str, str], tasks: int) -> None:
-    """Raises UsageError where hosts could not stay from one of these jobs to the next, or could not come in. `plugins`:
-    Hydra's launcher and sweeper; `tasks`: of SLURM's, a job.
+    """Raises UsageError where hosts could not stay from one of these jobs to the next, or could not join. `plugins`:
+    Hydra's launcher and sweeper; `tasks`: how many tasks of SLURM's a job has.
     """
     if plugins[0] == _SLURM:
         _check_tasks(jobs, tasks)
@@ -84,7 +86,7 @@ def _check_tasks(jobs: Sequence[Settings], tasks: int) -> None:
 
 
 def refuse_several(s: Settings, asked: str, instead: str) -> None:
-    """Raises UsageError for what is several runs, where torchrun or SLURM has started the processes of one."""
+    """Raises UsageError where `asked` means several runs, and torchrun or SLURM starts the processes of one."""
     starter = "SLURM" if made_elsewhere.get() else (world := started_together()) and world.starter
     if is_distributed(s) and starter:
         raise UsageError(
@@ -94,8 +96,8 @@ def refuse_several(s: Settings, asked: str, instead: str) -> None:
 
 @contextmanager
 def listening(job: Settings) -> Iterator[list[int]]:
-    """Where all jobs of a sweep are reached, of which this is one, for as long as this lasts: the descriptors that
-    their processes are to inherit; none where they are not on many machines. Raises UsageError.
+    """While it lasts, all jobs of the sweep of `job` are reached at one address. Yields the descriptors that the jobs'
+    processes are to inherit: none where the jobs are not on many machines. Raises UsageError.
     """
     launcher = kinds.launcher(job) if is_distributed(job) else None
     if not isinstance(launcher, Distributed):

@@ -18,7 +18,7 @@ from easgd_cli.system import interruption
 
 
 class Driver(Protocol):
-    """What happens in the world, told to a supervisor, and its commands carried out."""
+    """Tells a supervisor what happens, and carries out its commands."""
 
     supervisor: Supervisor
 
@@ -29,13 +29,13 @@ class Driver(Protocol):
         """Waits for what happens next, at most a moment, and does what the supervisor asks for."""
 
     def end(self) -> None:
-        """Leaves no party behind, whatever has happened."""
+        """Ends all parties, whatever has happened."""
 
     def facts(self) -> dict[str, Any]:
-        """What else the summary says."""
+        """Returns what else the summary says."""
 
     def show_stacks(self) -> None:
-        """Has every party write where it is into its log."""
+        """Has every party write its stacks into its log."""
 
     def release(self) -> None:
         """Gives back what the driver holds beside its parties."""
@@ -43,7 +43,7 @@ class Driver(Protocol):
 
 def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> Outcome:
     """Runs the job to its end. Raises RunError when it could not be started or recorded."""
-    # from the log's first line on, and to the very end: no Ctrl-C may cost the summary or what is being written
+    # from the log's first line to the very end: no Ctrl-C may cost the summary or a file that is being written
     with Signals() as signals:
         journal = Journal(job, experiment)
         try:
@@ -58,7 +58,7 @@ def run(job: Job, experiment: Experiment, make: Callable[[Journal], Driver]) -> 
 
 
 def _make(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
-    """Raises RunError where the checkpoint has values with which nobody can go on."""
+    """Returns the driver. Raises RunError where the checkpoint has values with which no run can go on."""
     try:
         return make(journal)
     except (RunError, MemoryError, OSError, UsageError):
@@ -70,7 +70,7 @@ def _make(journal: Journal, make: Callable[[Journal], Driver]) -> Driver:
 
 
 def _cannot_go_on(journal: Journal, e: Exception) -> str:
-    """What a run that goes on says of a defect: its checkpoint may be what is wrong. Where it was is in the log."""
+    """Returns what a run that goes on says of a defect: its checkpoint may be at fault. Logs the traceback."""
     assert journal.resumed is not None
     name = journal.resumed.name
     log.error("going on from %s", name, exc_info=e)
@@ -93,12 +93,12 @@ def _to_the_end(driver: Driver, signals: Signals) -> Outcome:
             driver.handle_next()
             for number in signals.take():
                 supervisor.interrupted(number)
-    except (RunError, MemoryError, OSError) as e:  # the record cannot be written, say
+    except (RunError, MemoryError, OSError) as e:  # for example, the record cannot be written
         supervisor.fail(str(e))
     except Exception as e:  # a defect: the record says so before it is shown
-        if driver.supervisor.journal.resumed is not None:  # or a checkpoint of which nothing but its checksum is right
+        if driver.supervisor.journal.resumed is not None:  # or the checkpoint is at fault, though its checksum is right
             supervisor.fail(_cannot_go_on(supervisor.journal, e))
-            with suppress(Exception):  # what cannot be gone on from may not be told of, either
+            with suppress(Exception):  # ending the parties may fail for the same reason
                 driver.end()
             return supervisor.outcome()
         supervisor.fail(f"{type(e).__name__}: {e}")

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Where a run is kept, in a directory made for it and locked, and what it was asked for by. `screen`: where it is
-    shown (record/display.py); None: standard output. `another`: whether one more run of the same launcher follows, for
-    which hosts that have joined this one stay.
+    """A run to be made. `run_dir`: the directory made for it, and locked; `overrides`, `command`: what it was asked for
+    by; `resume`: True if it goes on from a checkpoint there; `screen`: where it is shown (record/display.py), None:
+    standard output; `another`: True if one more run of the same launcher follows, for which hosts that have joined this
+    one stay.
     """
 
     run_dir: Path

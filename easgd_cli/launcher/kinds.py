@@ -1,5 +1,5 @@
-"""launcher=local and simulated by what is asked of them, and what all launchers share of that: settings, checked before
-torch is loaded. distributed.py and peers.py have the others.
+"""The settings of launcher=local and launcher=simulated, and what all launchers share of theirs. All are checked before
+torch is loaded. distributed.py and peers.py have the other launchers' settings.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
 class Launcher(Protocol):
     """Runs jobs."""
 
-    # whether every worker is a process, with all that it needs in memory (experiment/memory_estimate.py)
+    # True if every worker is a process, with all that it needs in memory (experiment/memory_estimate.py)
     forks: ClassVar[bool]
 
     def begin(self) -> None:
-        """Everything has been checked and a job is about to come: what takes long may begin."""
+        """Begins what takes long: everything has been checked and a job is about to come."""
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         """Runs a job to its end. Raises RunError when it could not be started or recorded."""
 
 
 def launcher(s: Settings) -> Launcher:
-    """The one that these settings name. Raises UsageError."""
+    """Returns the launcher that these settings name. Raises UsageError."""
     return targets.make("launcher", s.launcher, build.symbols(s) | {"masters": s.masters})
 
 
-# what a launcher has open at most: on the whole, and for each worker its vectors, both ends of its session and of its
-# channel, and what tells of its end
+# the most files that a launcher has open: in general, and for each worker its vectors, both ends of its session and of
+# its channel, and the descriptors that tell of its end
 _FILES, _FILES_OF_A_WORKER = 44, 8
 _OTHERS = 5  # processes beside the workers: launcher, master, evaluator, their server and multiprocessing's tracker
 _MOST_MASTERS = 64
 _MOST_LOCAL = 120  # a child is started with at most 256 descriptors, and the master gets two for every worker
-_MOST_SUMMED = 48  # and five where messages go into a sum
+_MOST_SUMMED = 48  # the same where messages go into a sum, and the master gets five
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: a process for each master, for every worker and for the evaluator. Raises ValueError for more of
-    them than it carries.
+    """This machine: a process for each master, for every worker and for the evaluator. Raises ValueError for more
+    processes than it carries.
 
     `transport`: how messages travel. sessions: each to the master; collective: those of a round by an all-reduce.
     """
@@ -85,12 +85,12 @@ class Local:
 
     @property
     def collective(self) -> bool:
-        """Whether messages go into a sum."""
+        """True if messages go into a sum."""
         return self.transport == "collective"
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError for what its transport cannot do."""
+        """Raises UsageError for settings that its transport cannot serve."""
         check_transport(s, method)
 
     def begin(self) -> None:
@@ -105,12 +105,12 @@ class Local:
 
 
 def summed(s: Settings) -> bool:
-    """Whether messages go into a sum (transport/collective.py)."""
+    """Returns whether messages go into a sum (transport/collective.py)."""
     return bool(s.launcher.get("transport") == "collective")
 
 
 def check_transport(s: Settings, method: Method) -> None:
-    """Raises UsageError for what messages that go into a sum cannot be."""
+    """Raises UsageError where messages are to go into a sum and cannot."""
     if not summed(s):
         return
     algo = f"launcher.transport=collective algo={s.algo['name']}"
@@ -141,14 +141,14 @@ def check_transport(s: Settings, method: Method) -> None:
 
 @dataclass(frozen=True)
 class Simulated(CostModel):
-    """A virtual cluster in this process: the same rules, problem and data on a virtual clock. Its settings are those of
+    """A virtual cluster in this process: the same rules, problem and data on a virtual clock. The settings are those of
     the cost model.
     """
 
     forks: ClassVar[bool] = False  # one problem serves all workers
 
     def begin(self) -> None:
-        """Nothing takes long."""
+        """Does nothing, since nothing takes long."""
 
     def __call__(self, job: Job, experiment: Experiment) -> Outcome:
         from easgd_cli.launcher.virtual.simulated import launch

@@ -30,12 +30,12 @@ class DataParallel:
     workers: int
     forks: ClassVar[bool] = True
     copies: ClassVar[bool] = True  # the workers are those of one sequential method
-    periodic: ClassVar[bool] = False  # whether tau is used
+    periodic: ClassVar[bool] = False  # True if tau is used
     torch_name: ClassVar[str] = "DistributedDataParallel"
 
     def __post_init__(self) -> None:
         Local(self.workers)  # its limits: each worker has a process here
-        if (started := world()) is not None:  # or there would be as many runs
+        if (started := world()) is not None:  # each of these would make a run of its own
             instead = "without torchrun" if isinstance(started, Torchrun) else "in a step of one task"
             raise ValueError(
                 f"{started.starter} has started {started.size} processes, and easgd starts those of {self.torch_name} "
@@ -48,14 +48,14 @@ class DataParallel:
         fork_server.begin()
 
     def averaging(self) -> Averaging:
-        """When the workers wait for one another, and what they average then."""
+        """Returns when the workers wait for one another, and what they average then."""
         from easgd_cli.training.data_parallel import EveryStep
 
         return EveryStep()
 
     @staticmethod
     def check(s: Settings, method: Method) -> None:
-        """Raises UsageError for settings that torch's loop has not."""
+        """Raises UsageError for settings that torch's loop does not have."""
         here, algo = f"launcher={s.launcher['name']}", s.algo["name"]
         if not method.alone or method.torch_sgd is None:
             local = f" local={s.local['name']}" if s.local["target"] is not None else ""
@@ -102,7 +102,7 @@ class PostLocalSGD(DataParallel):
 
 
 def _refused(s: Settings) -> list[tuple[str, Any, Any, str]]:
-    """Settings with what is given, what is usual, and why nothing else is taken."""
+    """Returns settings with the value given, the usual value, and why no other value is taken."""
     return [
         ("average", s.average["name"], "none", "no average of the center is kept beside torch's loop"),
         ("fragments", s.fragments, 1, "torch averages whole vectors"),

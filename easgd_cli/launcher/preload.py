@@ -1,5 +1,5 @@
-"""What the server that children are forked from imports, once for all of them: also what they would import when they
-make their parts, whichever problem it is.
+"""What the server imports, from which children are forked, once for all of them: also what they need to make their
+parts, whatever the problem.
 """
 
 import importlib

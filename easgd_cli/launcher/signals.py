@@ -1,4 +1,4 @@
-"""Signals that end a run as events of a launcher's loop."""
+"""Signals that end a run, as events in a launcher's loop."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _listening: list[Signals] = []
 
 
 def interrupt() -> bool:
-    """Has whoever listens in this process, in any thread, find a SIGINT; returns whether there was somebody."""
+    """Has every launcher that listens in this process, in any thread, find a SIGINT; returns whether any listens."""
     for signals in list(_listening):
         signals.note(signal.SIGINT)
     return bool(_listening)
 
 
 class Signals:
-    """For as long as it lasts, signals are noted and told when asked; the handlers before are put back.
+    """Notes signals while it lasts, and returns them when asked; then puts the earlier handlers back.
 
-    Only the main thread is told of signals. In another the end of the main one counts as a SIGINT: that is what Ctrl-C
-    makes of it unless somebody sees to it.
+    Only the main thread is told of signals. In any other thread the end of the main thread counts as a SIGINT, since
+    Ctrl-C ends the main thread unless it is caught there.
     """
 
     def __enter__(self) -> Signals:
@@ -44,11 +44,11 @@ class Signals:
             signal.signal(number, handler)
 
     def note(self, number: int) -> None:
-        """As if that signal had come."""
+        """Notes this signal as if it had come."""
         self._numbers.append(number)
 
     def take(self) -> list[int]:
-        """Those that have come since the last call."""
+        """Returns the signals that have come since the last call."""
         if not self._orphaned and not threading.main_thread().is_alive():
             self._orphaned = True
             self.note(signal.SIGINT)

@@ -66,7 +66,7 @@ def model(given: Any) -> Group:
         return _node(given, CopyOf(own))
     if not callable(given):
         raise UsageError(f"model: is a {type(given).__name__}; give a torch.nn.Module, what makes one, or a name.")
-    return _by_name("model", given) or _node(given, given)
+    return own_option.of("model", name)[0] if (name := _written(given)) else _node(given, given)
 
 
 def loss(given: Any) -> Group:
@@ -78,14 +78,13 @@ def loss(given: Any) -> Group:
         raise UsageError(
             f"loss: is a {type(given).__name__}; give a callable of outputs and targets, or the name of a task."
         )
-    named = None if isinstance(given, nn.Module) else _by_name("task", given)
-    return named or _node(given, Just(given))
+    name = None if isinstance(given, nn.Module) else _written(given)
+    return own_option.of("task", name)[0] if name else _node(given, Just(given))
 
 
 def function(given: Callable[..., Any]) -> str:
     """Returns the function's name, `module:name`, if other processes find it by that, else the function handed over."""
-    named = getattr(given, "__module__", None), getattr(given, "__qualname__", "")
-    return f"{named[0]}:{named[1]}" if _found(*named) is given else Handed(_of(given), given)
+    return _written(given) or Handed(_of(given), given)
 
 
 def data(train: Any, test: Any) -> Group:
@@ -130,20 +129,15 @@ def _name(given: Any) -> str:
     return str(getattr(given, "__name__", type(given).__name__)).strip("<>")
 
 
-def _by_name(group: str, given: Any) -> Group | None:
-    """Returns `module:Name` as an option if another process finds the same object by it, else None."""
+def _written(given: Any) -> str | None:
+    """Returns `module:Name` if another process finds the same object by it, else None."""
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", "")
-    return own_option.of(group, f"{module}:{name}")[0] if name and _found(module, name) is given else None
-
-
-def _found(module: str | None, name: str) -> Any:
-    """Returns the object that another process finds by this name, or None."""
-    if not module or not _importable(module):
+    if not module or not name or not _importable(module):
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    return found
+    return f"{module}:{name}" if found is given else None
 
 
 def _importable(module: str) -> bool:

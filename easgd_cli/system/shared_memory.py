@@ -28,7 +28,22 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-class SharedTensors:
+class _Descriptor:
+    """Holds `fd` until it is closed or dropped."""
+
+    fd = -1
+
+    def close(self) -> None:
+        """Gives the descriptor back; what was mapped through it lives on until that is dropped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class SharedTensors(_Descriptor):
     """Named tensors in anonymous shared memory.
 
     `tensors[name]` are ordinary CPU tensors; every process that holds the object sees the same bytes.
@@ -83,21 +98,11 @@ class SharedTensors:
         """Returns the same memory under a descriptor of its own, to be given away."""
         return SharedTensors(self.layout, os.dup(self.fd))
 
-    def close(self) -> None:
-        """Gives the descriptor back; the tensors live on until they are dropped."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.layout, reduction.DupFd(self.fd))
 
 
-class AnonymousFile:
+class AnonymousFile(_Descriptor):
     """An empty file without a name, for code that wants to open a file by its `path`. Every process that holds the
     object has the same file, which is gone with its last holder. Linux only.
     """
@@ -109,20 +114,11 @@ class AnonymousFile:
     def path(self) -> str:
         return f"/proc/self/fd/{self.fd}"
 
-    def close(self) -> None:
-        """Gives the descriptor back."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _file_again, (reduction.DupFd(self.fd),)
 
 
-class MappedFile:
+class MappedFile(_Descriptor):
     """The bytes of a file as a tensor [n] uint8, read on first use into pages that all processes share.
 
     Sent to another process it is the same file there, even if another file has its name by then. Raises OSError.
@@ -133,9 +129,6 @@ class MappedFile:
         # a private map, since a tensor needs writable memory and the file may be read-only
         self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
         self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _mapped_again, (reduction.DupFd(self.fd),)

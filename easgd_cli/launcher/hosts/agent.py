@@ -1,5 +1,5 @@
-"""What a host does for a run that is led from another one: it offers places, and fills them with workers and masters as
-it is told. Each is a process of this machine, as everywhere; what it says goes to its stand-in on the first host.
+"""The agent of a host that has joined a run: offers places to the run, and fills them with workers and masters as the
+first host asks. Each of these is a process of this machine; what it says goes to its stand-in on the first host.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKin
 if TYPE_CHECKING:
     from easgd_cli.launcher.hosts.measured_gloo import FarGloo
 
-_AGAIN_SECONDS = 0.5  # between two
-_PATIENCE_SECONDS = 86400.0  # of who is told where to call, for the run to be ready: it listens, so it is under way
-_LEAVING_SECONDS = 10.0  # a signal goes to all hosts of a run: how long it may take to end for that reason
+_AGAIN_SECONDS = 0.5  # between two attempts to connect
+_PATIENCE_SECONDS = 86400.0  # for a run whose address was announced: it listens already, and answers when it is ready
+_LEAVING_SECONDS = 10.0  # after a signal, for the run to end by itself: the signal may have gone to all of its hosts
 
 
 class Over(RunError):
-    """Nobody listens any more where somebody has: no further run follows, or the one that was to has ended."""
+    """Nobody listens at the first host's address any more: no further run follows, or the announced run has ended."""
 
 
 class Agent:
-    """This machine's part of a run, with so many `places` for workers and `masters`. `address`: where its first host is
-    reached, within `wait` seconds; `prepare`: makes the experiment of settings, for so many workers and masters.
-    `again`: whether it has been in a run there which another follows; after this one it `stays` for one more, or not.
-    `led`: whether who makes the run has said that it is there. Raises UsageError and RunError: Over where no run comes.
+    """This machine's part in a run: so many `places` for workers and so many for `masters`. `address`: the first
+    host's, which is to be reached within `wait` seconds; `prepare`: makes the experiment of the run's settings, for so
+    many workers and masters. `again`: True if this host has been in a run at that address before; `stays`: True if
+    another run follows this one there. `led`: True if the process that makes the run has announced the address. Raises
+    UsageError, and RunError: Over where no run comes.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class Agent:
         self._heard: queue.SimpleQueue[dict[str, Any] | ConnectionEnded] = queue.SimpleQueue()
         self._host: Workplace | None = None
         self._filled: dict[ProcessName, PartyThread] = {}
-        self._door: Door | None = None  # where its masters' sessions come in
-        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # of what is measured
-        self._vectors: dict[int, SharedTensors] = {}  # and its vectors
+        self._door: Door | None = None  # where workers' sessions with masters of this host come in
+        self._ends: list[FarEnd | FarMaster | FarGloo] = []  # this host's ends of measured links
+        self._vectors: dict[int, SharedTensors] = {}  # of measured sessions, by their numbers
 
     def _connect(self, wait: float) -> socket.socket:
-        """A connection there; whoever listens may come a little later."""
+        """Returns a connection to the first host, which may begin to listen later. Raises UsageError and RunError."""
         ends = time.monotonic() + wait
         while True:
             try:
@@ -86,7 +87,7 @@ class Agent:
                 time.sleep(_AGAIN_SECONDS)
 
     def run(self) -> int:
-        """Until the run has ended; its exit status. Raises UsageError and RunError."""
+        """Takes part until the run has ended; returns its exit status. Raises UsageError and RunError."""
         offers = {"places": self._places, "masters": self._masters}
         self._connection.say({"kind": "host", "name": socket.gethostname(), **offers, "version": __version__})
         threading.Thread(target=self._listen, daemon=True).start()
@@ -110,7 +111,7 @@ class Agent:
             if came and leaves is None:
                 leaves = time.monotonic() + _LEAVING_SECONDS
                 tell(f"leaving the run, unless it ends within {_LEAVING_SECONDS:g} s; once more to leave at once")
-            # of those that have ended the memory is not kept
+            # drops threads that have ended, with their memory
             self._filled = {party: thread for party, thread in self._filled.items() if thread.is_alive()}
             if len(came) > 1 or (leaves is not None and time.monotonic() > leaves):
                 return 128 + came[0]
@@ -130,7 +131,7 @@ class Agent:
         elif kind == "start" and self._host is not None:
             self._fill(self._host, message)
         elif kind == "measure":
-            number = int(message["number"])  # sessions of one number use its vectors one after another
+            number = int(message["number"])  # sessions of one number follow one another and share vectors
             if number not in self._vectors:
                 self._vectors[number] = memory_of(int(message["size"]))
             self._ends.append(FarEnd(self._address, self._secret, self._vectors[number], message))
@@ -140,7 +141,7 @@ class Agent:
             self._ends.append(master := FarMaster(own, self._secret, size, workers, algo))
             self._connection.say({"kind": "serves", "port": master.port})
         elif kind == "gloo":
-            from easgd_cli.launcher.hosts.measured_gloo import FarGloo  # here, since hosts of runs have no use for it
+            from easgd_cli.launcher.hosts.measured_gloo import FarGloo  # here, since only measurements need it
 
             store = (self._address[0], int(message["port"]))
             which = int(message["rank"]), int(message["ranks"])
@@ -152,7 +153,7 @@ class Agent:
         return None
 
     def _fill(self, host: Workplace, message: Mapping[str, Any]) -> None:
-        """A worker or a master is to be here."""
+        """Starts the worker or master that the first host asks for."""
         hosted: HostedWorker | HostedMaster
         if "worker" in message:
             worker = int(message["worker"])
@@ -169,7 +170,7 @@ class Agent:
         self._connection.say({"kind": "cannot", "ticket": ticket, "text": text})
 
     def _enters(self, sock: socket.socket, address: str, role: int, worker: int, of: int) -> None:
-        """A worker's session with a master of this host."""
+        """Takes in a worker's session with a master of this host. `of`: the master's place and the worker's life."""
         life, place = divmod(of, 1 << LIFE)
         filled = self._filled.get(master_at(place))
         if role == Role.SESSION and filled is not None and isinstance(filled.of, HostedMaster):
@@ -178,7 +179,7 @@ class Agent:
             sock.close()
 
     def _begin(self, message: Mapping[str, Any]) -> None:
-        """Makes everything that its workers need, and says so."""
+        """Makes everything that workers and masters of this host need, and tells the first host. Raises UsageError."""
         self._connection.be_patient(float(message["silence"]))
         try:
             experiment = self._prepare(message["settings"], self._places, self._masters)
@@ -207,7 +208,7 @@ class Agent:
                 else:
                     message, _ = self._connection.message(text)
                     if message["kind"] == "end":
-                        self._connection.close()  # which says there that it has been heard
+                        self._connection.close()  # which tells the first host that its message was heard
                     self._heard.put(message)
         except ConnectionEnded as e:
             self._heard.put(e)
@@ -216,7 +217,7 @@ class Agent:
 
 
 def usual_places() -> int:
-    """How many workers a host has that does not say: one for each CUDA device, or one."""
+    """Returns the workers of a host whose user gives no number: one for each CUDA device, or one."""
     import torch
 
     return max(1, torch.cuda.device_count())

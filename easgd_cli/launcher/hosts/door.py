@@ -1,5 +1,5 @@
-"""Where a host of a run listens. Who does not know the secret is sent away before a byte of what he says is looked at,
-and harms nobody but his own connection.
+"""Where a host of a run listens. A caller first has to prove that it knows the run's secret; one that cannot loses its
+own connection and disturbs no other.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from easgd_cli.launcher.journal.run_log import log
 from easgd_cli.transport.connection import Refused, answer, call, read_exactly
 from easgd_cli.transport.meeting import Meeting
 
-CALLER = struct.Struct("<BxxxIQ")  # a role, of whom, and by which ticket
-LIFE = 16  # from which bit of that on it is which of the worker's lives: the first, or one after it was lost
-CONNECT_SECONDS = 10.0  # for one attempt
-HELLO_SECONDS = 5.0  # for a stranger to show that it is none
-_MOST_STRANGERS = 64  # connections at a time that have not yet
-_AGAIN_SECONDS = 0.1  # after which one listens again that could not
-_QUIET_SECONDS = 60.0  # between two complaints
+CALLER = struct.Struct("<BxxxIQ")  # a role, a number and a ticket (Role)
+LIFE = 16  # in a session's ticket: the master's place below this bit, the worker's life (1 + its losses) above
+CONNECT_SECONDS = 10.0  # for one attempt to connect
+HELLO_SECONDS = 5.0  # for a caller to prove that it knows the secret
+_MOST_STRANGERS = 64  # connections at a time whose callers have not proved it yet
+_AGAIN_SECONDS = 0.1  # after a failure, until the next attempt to accept or to connect
+_QUIET_SECONDS = 60.0  # between two complaints in the log
 
 
 class Role(IntEnum):
-    """What a connection is for."""
+    """What a connection is for; number and ticket of CALLER depend on it."""
 
-    AGENT = 1  # of a host
-    WORKER = 2  # of this number, and the ticket it was called by
-    MASTER = 3  # of this place, and so
-    SESSION = 4  # of the worker of this number; its ticket is the place of the master, and which of its lives this is
-    MEETING = 5  # of a worker that looks for the others, whose messages go into a sum with its own
+    AGENT = 1  # a host joins; no number, no ticket
+    WORKER = 2  # a worker of this number, which its host was told to start by this ticket
+    MASTER = 3  # a master of this place, likewise
+    SESSION = 4  # the worker's number; the ticket is the master's place and the worker's life (LIFE)
+    MEETING = 5  # a worker looks for the others, with whose messages its own are summed
 
 
 class Door:
-    """Listens in threads of its own. `enters` is called, in one of them, with the connection of whoever belongs to the
-    run: the socket, the address it comes from, and who it says it is (CALLER).
+    """Listens in threads of its own. `enters` is called, in one of them, for each caller that knows the secret, with
+    the socket, the caller's address, and the role, number and ticket that it gives (CALLER).
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Door:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def close(self) -> None:
-        """Nobody comes in any more."""
+        """Lets nobody in any more."""
         self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -62,7 +62,7 @@ class Door:
         while True:
             try:
                 sock, address = self._listener.accept()
-            except OSError as e:  # who called may have gone, or there is no descriptor left for him
+            except OSError as e:  # the caller may have gone, or no descriptor may be left
                 if self._closed.wait(_AGAIN_SECONDS):
                     return
                 self._complain(f"a connection could not be taken: {why(e)}")
@@ -77,7 +77,7 @@ class Door:
                 sock.close()
 
     def _complain(self, text: str) -> None:
-        """At most once a minute: whoever comes without a secret could fill the log."""
+        """Logs `text`, at most once a minute: callers without the secret could fill the log."""
         now = time.monotonic()
         if now - self._told < _QUIET_SECONDS:
             self._untold += 1
@@ -86,7 +86,7 @@ class Door:
         self._told, self._untold = now, 0
 
     def _greet(self, sock: socket.socket, address: str) -> None:
-        """Finds out who that is, and lets in who belongs to the run."""
+        """Refuses a caller that does not know the secret, and hands the connection of any other to `enters`."""
         try:
             try:
                 answer(sock, self._secret, HELLO_SECONDS)
@@ -103,8 +103,8 @@ class Door:
 def connect(
     address: tuple[str, int], secret: bytes, seconds: float, role: Role, number: int = 0, ticket: int = 0
 ) -> socket.socket:
-    """A connection to who listens there, who is told what it is for. Raises Refused and OSError, after so many seconds
-    at most.
+    """Returns a connection to the host that listens at `address`, which is told role, number and ticket. Raises Refused
+    and OSError, after so many seconds at most.
     """
     sock = call(address, secret, seconds)
     sock.sendall(CALLER.pack(role, number, ticket))
@@ -115,8 +115,9 @@ def connect_patiently(
     address: tuple[str, int], secret: bytes, seconds: float, patience: float, leaves: threading.Event, role: Role,
     number: int, ticket: int,
 ) -> socket.socket:  # fmt: skip
-    """The same, called again for so long where it fails, unless one `leaves`: a cable may be out for a while, and of
-    many that call at once some are sent away. Raises Refused and OSError.
+    """Returns a connection as `connect` does. After an OSError it tries again, until `patience` seconds are over or
+    `leaves` is set: a cable may be out for a while, and of many callers at once some are sent away. Raises Refused and
+    OSError.
     """
     ends = time.monotonic() + patience
     while True:
@@ -128,5 +129,7 @@ def connect_patiently(
 
 
 def meeting_at(address: tuple[str, int], secret: bytes, own: str) -> Meeting:
-    """Where a worker that others reach at its `own` address finds them."""
+    """Returns how a worker finds the others for its sums: at the board of the host at `address`. They reach it at
+    `own`.
+    """
     return Meeting(partial(connect, address, secret, CONNECT_SECONDS, Role.MEETING), own)

@@ -1,5 +1,5 @@
-"""The processes of a run on many machines, as its launcher has them: all of this machine, some of them stand-ins for
-workers and masters of other machines.
+"""The processes of a run on many machines, as its launcher has them: all are processes of this machine, and some are
+stand-ins for workers and masters on other machines.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from easgd_cli.transport.turn import turns
 
 @dataclass(frozen=True)
 class Timeouts:
-    """`wait`: seconds that one may be without a host, in a run that has begun and does not `need_all` as long as it
-    takes; `silence`: after which a host is lost; `where`: a sentence on how to come in.
+    """`wait`: seconds for which a worker or master may be without a host; without `need_all` the limit ends when
+    training begins. `silence`: seconds after which a silent host is lost; `where`: a sentence on how to join.
     """
 
     wait: float
@@ -38,24 +38,24 @@ class Timeouts:
 
 
 class FarChildren(Children):
-    """All but those `here` are on other machines, which come in by the `gate`. `secret`: of the run."""
+    """All workers and masters but those `here` are on other machines, which join at the `gate`. `secret`: the run's."""
 
     def __init__(self, logs: Path, gate: Gate, here: FirstHost, secret: bytes, waits: Timeouts):
         super().__init__(logs)
         self._gate, self._here, self._secret, self._waits = gate, here, secret, waits
-        self._homeless: list[ProcessName] = []  # those whose stand-ins wait for a host
-        self._tickets: dict[ProcessName, int] = {}
-        self._called: set[ProcessName] = set()  # those that have been given to a host, and have not come yet
+        self._homeless: list[ProcessName] = []  # processes whose stand-ins wait for a host
+        self._tickets: dict[ProcessName, int] = {}  # of processes that a host has been told to start
+        self._called: set[ProcessName] = set()  # those of them whose connection has not come yet
         self._addresses: dict[int, tuple[str, int]] = {}  # where masters elsewhere are reached, by their places
         self._turns, self._lives = turns(), Counter[ProcessName]()
         self._states: dict[ProcessName, ProcessState | None] = {}
-        self._links: dict[int, dict[str, Any]] = {}  # what each connection has carried, by its ticket
-        self._rooms: dict[ProcessName, str] = {}  # the host of each that has come
-        # what each session of a worker elsewhere with a master elsewhere has carried: by the worker's ticket and the
-        # master's place; and how fast the master sends
+        self._links: dict[int, dict[str, Any]] = {}  # what each stand-in's connection has carried, by its ticket
+        self._rooms: dict[ProcessName, str] = {}  # the host of each process whose connection has come
+        # what each session between a worker and a master that are both elsewhere has carried, by the worker's ticket
+        # and the master's place; and how fast the master sends, by worker and master's place
         self._between: dict[tuple[int, int], dict[str, Any]] = {}
         self._rates: dict[tuple[int, int], float | None] = {}
-        self._longest: dict[str, float] = {}  # seconds in which nothing was heard of a host, the most so far
+        self._longest: dict[str, float] = {}  # the most seconds so far in which nothing was heard of a host
 
     def start(self, party: ProcessName, maker: Any, start: Any) -> None:
         if not self._elsewhere(party):
@@ -75,7 +75,7 @@ class FarChildren(Children):
         super().start(party, StandIn, stands_in)
 
     def _forget_host(self, party: ProcessName) -> None:
-        """It waits for one."""
+        """Has the process wait for a host."""
         self._tickets.pop(party, None)
         self._called.discard(party)
         self._states.pop(party, None)
@@ -109,22 +109,22 @@ class FarChildren(Children):
                 yield message, enclosed
 
     def _note(self, party: ProcessName, links: list[tuple[int, int, int, float | None]]) -> None:
-        """What this worker has sent to each master elsewhere and got from it, and how fast it sends; or the same of a
-        master and workers.
+        """Notes what a worker has sent to each master elsewhere, what came back, and how fast the worker sends; of a
+        master, how fast it sends to each worker.
         """
         for other, sent, came, rate in links:
             if isinstance(party, str):
                 self._rates[other, place_of(party)] = rate
                 continue
             if (master := self._rooms.get(master_at(other))) is None:
-                continue  # there is none
+                continue  # there is no such master
             ends, back = (self._rooms[party], master), self._rates.get((party, other))
             self._between[self._tickets.get(party, -1), other] = {
                 "host": " to ".join(ends), "ends": ends, "party": party, "up": [sent, rate], "down": [came, back],
             }  # fmt: skip
 
     def state(self, party: ProcessName) -> ProcessState | None:
-        """Of one elsewhere its own, not its stand-in's."""
+        """Returns the state of the process; of one elsewhere, as its host has told it, not the stand-in's."""
         return self._states.get(party) if self._elsewhere(party) else super().state(party)
 
     def forget_start(self, party: ProcessName) -> None:
@@ -133,7 +133,7 @@ class FarChildren(Children):
             self._homeless.remove(party)
 
     def links(self) -> list[HostLink]:
-        """To each host; and from each host with workers to each other one with masters, but for the first."""
+        """Returns the links of the first host to each other one, and of hosts with workers to others with masters."""
         silent, found = self._gate.silent(), list[HostLink]()
         for host in sorted({*silent, *(str(link["host"]) for link in self._links.values())}):
             self._longest[host] = max(self._longest.get(host, 0.0), silent.get(host, 0.0))
@@ -141,7 +141,7 @@ class FarChildren(Children):
             link.carries, link.silent = self._gate.carries.get(host), silent.get(host)
             found.append(link)
         for one, other in sorted({link["ends"] for link in self._between.values()}):
-            if one != other:  # what a host says to itself takes no way
+            if one != other:  # sessions within a host cross no network
                 longest = max(self._longest.get(host, 0.0) for host in (one, other))
                 link = _link(f"{one} to {other}", list(self._between.values()), longest)
                 link.silent = max(silent[one], silent[other]) if one in silent and other in silent else None
@@ -159,8 +159,8 @@ class FarChildren(Children):
         return super().wait(seconds)
 
     def _house(self) -> None:
-        """Finds hosts for those that have none, and brings those that have come together with their stand-ins: masters
-        first, since a worker is told where they are.
+        """Finds hosts for processes that have none: masters first, since a worker is told where they are. Hands
+        connections that have come to their stand-ins.
         """
         all_there = len(self._addresses) == self._here.elsewhere
         for party in sorted(self._homeless, key=lambda party: isinstance(party, int)):
@@ -168,7 +168,7 @@ class FarChildren(Children):
                 self._homeless.remove(party)
             elif isinstance(party, int) and not all_there:
                 break
-            elif (ticket := self._gate.assign(party)) is not None:  # what is no place for one may be for the next
+            elif (ticket := self._gate.assign(party)) is not None:  # the next party may find room
                 self._tickets[party] = ticket
                 self._homeless.remove(party)
                 self._called.add(party)
@@ -181,12 +181,12 @@ class FarChildren(Children):
             except queue.Empty:
                 break
         for party in sorted(self._called, key=str):
-            if not self._gate.expects(party, self._tickets[party]):  # its host has left before it came from there
+            if not self._gate.expects(party, self._tickets[party]):  # its host has left before the process connected
                 self._called.discard(party)
                 self._homeless.append(party)
 
     def _take_in(self, arrived: Arrival) -> None:
-        """One has come: its stand-in is told."""
+        """Hands a connection that has come to its stand-in; closes one whose ticket is no longer valid."""
         party = arrived.party
         if self._tickets.get(party) != arrived.ticket:
             arrived.socket.close()
@@ -202,15 +202,16 @@ class FarChildren(Children):
 
 
 def _link(name: str, links: list[dict[str, Any]], longest: float) -> HostLink:
-    """Of this name, by what of these belongs to it."""
+    """Returns the link of this name, which sums those of `links` that belong to it."""
     there = [link for link in links if link["host"] == name]
     workers = sorted({of for link in there if isinstance(of := link["party"], int)})
     return HostLink(name, workers, _carried(there, "up"), _carried(there, "down"), longest=longest)
 
 
 def _carried(links: list[dict[str, Any]], way: str) -> tuple[int, float | None]:
-    """What these connections have carried: bytes of vectors, and the seconds in which they were on their way, where
-    nobody says it at the others' rate.
+    """Returns what these connections have carried in the direction `way`: bytes of vectors, and the seconds in which
+    these were on their way. A connection without a rate counts at the mean rate of the others; None where there is no
+    rate at all.
     """
     rated = [(count, rate) for count, rate in (link[way] for link in links) if rate]
     seconds, total = sum(count / rate for count, rate in rated), sum(link[way][0] for link in links)

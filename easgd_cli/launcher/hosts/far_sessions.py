@@ -3,7 +3,7 @@
     worker's host                                                   master's host
     worker  <- shared memory ->  OutgoingSession  <====== network ======>  IncomingSession  <- shared memory ->  master
 
-Each is a thread, a connection and one half of `transport/relay.py`.
+Each of the two is a thread with a connection and one half of `transport/relay.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from easgd_cli.transport.relay import MasterRelay, WorkerRelay
 from easgd_cli.transport.shared import Link, SharedMasterEnd, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn
 
-_SERVING_SECONDS = 1.0  # for a master to take what a worker had said that is gone; what it then still keeps, waits
+_SERVING_SECONDS = 1.0  # for a master to serve what a lost worker has asked for; what takes longer waits for a round
 
 
 class OutgoingSession(threading.Thread):
-    """Of one worker of this host with the master of the `place` that is reached at `address`; `link`: the master's side
-    of it; `life`: which of the worker's it is, from 1 on. `lost` is called, from this thread, with how it was lost,
-    where that was before its end. Raises Refused and OSError.
+    """A session of one worker of this host with the master at `place`, which is reached at `address`. `link`: the
+    master's side of the session; `life`: the worker's, counted from 1. `lost` is called, from this thread, with the
+    reason where the session is lost before its end. Raises Refused and OSError.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class OutgoingSession(threading.Thread):
                 self._lost(str(e))
 
     def end(self) -> None:
-        """The worker has ended: all it has asked for is sent, and the other side has heard it."""
+        """Waits until all requests of the worker, which has ended, are sent and the other side has read them."""
         self._says.join()
         self.connection.finish(self._silence)
         self.join()
 
 
 class IncomingSession(threading.Thread):
-    """Of one worker, of another host or this, with a master of this host. `link`: the worker's side of it, with its
-    vectors here, of the master's slice; `turn`: what large replies of the connection take.
+    """A session of one worker, of another host or this, with a master of this host. `link`: the worker's side of the
+    session, with a copy of its vectors that has the master's slice alone; `turn`: taken for large replies.
     """
 
     def __init__(self, connection: Connection, turn: SendTurn, link: Link):
@@ -77,7 +77,7 @@ class IncomingSession(threading.Thread):
                 kind, text, count = self.connection.next()
                 if kind is not FrameKind.REQUEST or self._asks.request(text, count) is Kind.LOST:
                     break
-        self._asks.lost()  # unless it has said its end
+        self._asks.lost()  # without effect where the worker has ended its session itself
         self._asks.join(_SERVING_SECONDS)
         self._end.lose()
         self.connection.close()
@@ -85,7 +85,7 @@ class IncomingSession(threading.Thread):
         self._turn.close()
 
     def end(self, seconds: float) -> None:
-        """The worker is known to have ended: what it has said arrives within so many seconds, or not any more."""
+        """Ends the session of a worker that has ended: what it has said has so many seconds to arrive."""
         self.join(seconds)
         self.connection.close()
         self.join()

@@ -1,4 +1,4 @@
-"""What of a run is on its first host: workers and masters, the first of each. All others are elsewhere."""
+"""Which workers and masters of a run are on its first host: the first ones by number. All others are elsewhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FirstHost:
-    """So many `workers` and `masters`; `entries`: of vectors, those of its masters; `elsewhere`: how many masters are
-    not there.
+    """The first host has so many `workers` and `masters`. `entries`: those of vectors that its masters own;
+    `elsewhere`: the number of masters on other hosts.
     """
 
     workers: int
@@ -25,18 +25,18 @@ class FirstHost:
 
 
 def workers_here(here: int | None) -> int:
-    """How many there are, if so many are asked for."""
+    """Returns the first host's workers: `here` if given, else as many as torchrun or SLURM started there, or one."""
     started = world()
     return here if here is not None else 1 if started is None else started.local_size
 
 
 def masters_elsewhere(s: Settings) -> int:
-    """How many masters are not there."""
+    """Returns the number of masters on other hosts."""
     here = s.launcher.get("masters_here")
     return 0 if here is None else s.masters - int(here)
 
 
 def entries_here(experiment: Experiment) -> slice:
-    """Of vectors, those of the masters there."""
+    """Returns the entries of vectors that the masters of the first host own."""
     elsewhere = masters_elsewhere(experiment.settings)
     return slice(0, experiment.slices[-elsewhere].start) if elsewhere else slice(None)

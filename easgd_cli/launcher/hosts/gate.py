@@ -1,5 +1,5 @@
-"""Where a run on many machines is reached: hosts come in by it, offer places for workers and for masters, and are told
-to fill them.
+"""The gate of a run on many machines: hosts join there, offer places for workers and masters, and are told to fill
+them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from easgd_cli.transport.meeting import Board
 
 @dataclass
 class Host:
-    """A machine that offers places for workers and for `masters`. `running`: the tickets of those it has been given;
-    `unfit`: for whom it has said that they cannot begin there; `address`: where its masters are reached, if it may have
-    any.
+    """A machine that offers `places` for workers and for `masters`. `running`: the tickets of the workers and masters
+    that it has been given; `unfit`: those that it is not given again, since they could not begin there; `address`:
+    where its masters are reached, None if all masters are on the first host.
     """
 
     name: str
@@ -40,24 +40,24 @@ class Host:
     address: tuple[str, int] | None = None
 
     def taken(self, party: ProcessName) -> int:
-        """Its places for one like this party that are taken."""
+        """Returns how many of the places for workers are taken, or of those for masters: whichever `party` is."""
         return sum(isinstance(other, int) == isinstance(party, int) for other in self.running)
 
     def has_room(self, party: ProcessName) -> bool:
-        """For another like this."""
+        """Returns whether the host can take `party`, too."""
         masters = 0 if self.address is None else self.masters
         return party not in self.unfit and self.taken(party) < (self.places if isinstance(party, int) else masters)
 
     def give_back(self, party: ProcessName) -> None:
-        """It could not begin here, and is not given to this host again."""
+        """Frees the party's place; the host is not given the party again."""
         if self.running.pop(party, None) is not None:
             self.unfit.add(party)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A connection of a worker or master: of which, called by which ticket, from which host, and where that is
-    reached.
+    """A connection of a worker or master elsewhere: which, by which ticket, from which host, and where that host's
+    masters are reached.
     """
 
     party: ProcessName
@@ -68,8 +68,8 @@ class Arrival:
 
 
 class Gate:
-    """The hosts of a run. `settings`: of the run, in plain data; `vectors`: how long they are and of what type;
-    `silence`: seconds without a word after which a host is gone; `sums`: whether messages go into a sum.
+    """The hosts of a run. `settings`: the run's, as plain data; `vectors`: their length and type; `silence`: seconds
+    without a word after which a host is gone; `sums`: True if messages go into a sum.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Gate:
         self._size, self._dtype = vectors
         self._lock = threading.Lock()
         self._hosts: list[Host] = []
-        self._connections: set[Connection] = set()  # of all who have shown that they belong to the run
-        self._last: dict[ProcessName, Host] = {}  # where each was given a place last
+        self._connections: set[Connection] = set()  # of all hosts that know the secret, ready or not
+        self._last: dict[ProcessName, Host] = {}  # the host that each party was given to last
         self._ended: dict[str, Any] | None = None
-        self.carries: dict[str, Carries] = {}  # what the link to each host does, also to those that have left
+        self.carries: dict[str, Carries] = {}  # what the link to each host carries, also of hosts that have left
         self.arrived: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         host, port = listener.getsockname()
         self.meeting, self._board = meeting_at((host, port), secret, host), Board()
@@ -92,14 +92,14 @@ class Gate:
     # ---------------------------------------------------------------- what the launcher asks for
 
     def assign(self, party: ProcessName) -> int | None:
-        """Gives the worker or master to a host that has room for it; the ticket by which its connection will be known,
-        None where there is no room.
+        """Gives the worker or master to a host that has room for it. Returns the ticket by which its connection will be
+        known, None where no host has room.
         """
         with self._lock:
             free = [host for host in self._hosts if host.has_room(party)]
             if not free:
                 return None
-            # one that died there comes back there; a sum goes round by the workers' numbers, so that neighbours on one
+            # a party that died comes back on its host; a sum goes round by the workers' numbers, so neighbours on one
             # host spare its link
             last, before = self._last.get(party), party - 1 if self._sums and isinstance(party, int) else None
             host = self._last[party] = min(
@@ -112,37 +112,37 @@ class Gate:
         return ticket
 
     def release(self, party: ProcessName) -> None:
-        """It has ended, and its place is free."""
+        """Frees the place of a party that has ended."""
         with self._lock:
             for host in self._hosts:
                 host.running.pop(party, None)
 
     def lost(self, party: ProcessName) -> None:
-        """It could not begin where it was, and is not given to that host again."""
+        """Takes the party away from the host that has it; that host is not given it again."""
         with self._lock:
             for host in self._hosts:
                 host.give_back(party)
 
     def expects(self, party: ProcessName, ticket: int) -> bool:
-        """Whether the host that was given it by this ticket is still there."""
+        """Returns whether the host that was given the party by this ticket is still there and still has it."""
         with self._lock:
             return any(host.running.get(party) == ticket for host in self._hosts)
 
     def silent(self) -> dict[str, float]:
-        """Of each host that is there, by its name: how many seconds ago anything was heard of it."""
+        """Returns, for each host that is there, by its name, how many seconds ago anything was heard of it."""
         now = time.monotonic()
         with self._lock:
             return {host.name: now - host.connection.heard for host in self._hosts}
 
     def close(self, outcome: Mapping[str, Any]) -> None:
-        """The run has ended so: tells all hosts, and nobody comes in any more."""
+        """Tells all hosts that the run has ended, with this `outcome`; lets nobody in any more."""
         with self._lock:
             self._ended = {"kind": "end", **outcome}
             connections = list(self._connections)  # also of hosts that are not ready yet
         self._door.close()
         for connection in connections:
             connection.say(self._ended)
-        ends = time.monotonic() + self._silence  # as long as a host may be silent, all of them together
+        ends = time.monotonic() + self._silence  # all of them together get as long as a host may be silent
         for connection in connections:
             connection.finish(max(0.0, ends - time.monotonic()))
 
@@ -161,13 +161,13 @@ class Gate:
     def _let_in(self, sock: socket.socket, party: ProcessName, ticket: int) -> None:
         with self._lock:
             host = next((host for host in self._hosts if host.running.get(party) == ticket), None)
-        if host is None:  # it has been given to another since
+        if host is None:  # the party has been given to another host since
             sock.close()
         else:
             self.arrived.put(Arrival(party, ticket, host.name, host.address, sock))
 
     def _serve(self, connection: Connection, address: str) -> None:
-        """A host, from its hello to its end."""
+        """Serves the connection of a host, from its hello to its end."""
         host: Host | None = None
         with self._lock:
             ended = self._ended
@@ -188,7 +188,7 @@ class Gate:
                     self._cannot(host, int(message["ticket"]), str(message["text"])[:1000])
                 elif message["kind"] == "failed" and host is not None:
                     log.warning("host %s cannot take part: %s", host.name, str(message["text"])[:1000])
-        except Exception as e:  # whatever it said, it has lost its own connection and nothing else
+        except Exception as e:  # whatever the host said costs its own connection and nothing else
             connection.close()
             with self._lock:
                 self._connections.discard(connection)
@@ -199,7 +199,7 @@ class Gate:
                 log.info("host %s has left: %s", "?" if host is None else host.name, e)
 
     def _cannot(self, host: Host, ticket: int, text: str) -> None:
-        """One that it was given does not come from there: another host is to have it."""
+        """Takes a party back that cannot begin on this host: another host is to have it."""
         with self._lock:
             parties = [party for party, of in host.running.items() if of == ticket]
             for party in parties:
@@ -208,7 +208,7 @@ class Gate:
             log.warning("%s: cannot begin on host %s: %s", title_on_hosts(party), host.name, text)
 
     def _introduce(self, connection: Connection, version: str) -> None:
-        """What it is to know, or why it cannot take part."""
+        """Tells a host the run's settings, or why it cannot take part."""
         if version != __version__:
             connection.say({"kind": "refused", "why": f"the run is of easgd {__version__}, and here is {version}"})
         else:
@@ -226,10 +226,10 @@ class Gate:
             host.address = (host.connection.their_address, int(message["port"]))
         carries = probe.measure(host.connection)
         with self._lock:
-            if self._ended is not None:  # which it has been told
+            if self._ended is not None:  # close() has told the host
                 return
             names = [other.name for other in self._hosts]
-            if host.name in names:  # two of them on one machine
+            if host.name in names:  # two agents on one machine
                 host.name = next(name for i in itertools.count(2) if (name := f"{host.name}, {i}") not in names)
             self._hosts.append(host)
             self.carries[host.name] = carries

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class HostedMaster:
-    """A master, and the sessions of all workers with it, which come in by the host's door."""
+    """A master on this host, and the sessions of all workers with it, which come in by the host's door."""
 
     slot = -1
 
@@ -36,12 +36,12 @@ class HostedMaster:
         self.role = (Role.MASTER, place)
         self._admitting, self._begun, self._over = threading.Lock(), threading.Event(), False
         self._links: dict[int, Link] = {}
-        self._lives: dict[int, int] = {}  # of each worker: in which of its lives it came last, or is to come first
-        self._sessions: dict[int, IncomingSession | None] = {}  # None: its first, which is yet to come
-        self._ended: dict[int, int] = {}  # up to which of them all are known to have ended
+        self._lives: dict[int, int] = {}  # of each worker: the life of its last session, 1 before its first
+        self._sessions: dict[int, IncomingSession | None] = {}  # None: the worker's first session is yet to come
+        self._ended: dict[int, int] = {}  # of each worker: its last life that is known to have ended
 
     def prepare(self) -> int:
-        """Allocates its slice; how many bytes of it are said to it at once at most. Raises MemoryError."""
+        """Allocates the slice's vectors. Returns the most bytes of vectors in one message. Raises MemoryError."""
         e = self._host.experiment
         entries, names = e.slices[self._place], Variables.names(e.method, average=e.average is not None)
         self._size, self._method = entries.stop - entries.start, of_slice(e.method, entries, e.size)
@@ -51,7 +51,9 @@ class HostedMaster:
     def begin(
         self, thread: PartyThread, begin: Mapping[str, Any], vectors: SharedTensors | None
     ) -> tuple[Any, MasterStart]:
-        """What its process runs, and begins with. Raises MemoryError."""
+        """Returns what the master's process runs, and its start. `begin`: what the stand-in has said; `vectors`: those
+        of the slice that are not zero. Raises MemoryError.
+        """
         e, self._post = self._host.experiment, thread.post
         for name, v in vectors.tensors.items() if vectors is not None else ():
             self._center[name].copy_(v)
@@ -73,16 +75,16 @@ class HostedMaster:
         return Master, start
 
     def begun(self) -> None:
-        """Its process has them now."""
+        """Closes the sockets that the master's process has now, and lets sessions in."""
         for link in self._links.values():
             assert link.master_socket is not None
             link.master_socket.close()
         self._begun.set()
 
     def admit(self, worker: int, life: int, sock: socket.socket) -> None:
-        """A session of this worker has come: of its first life, or of one after it was lost."""
+        """Takes in a session of this worker, in its `life`, once the master's process has begun."""
         turn = SendTurn(self._host.turns)
-        connection = Connection(sock, self._host.silence, 0, turn)  # it is heard while the slice is yet to come
+        connection = Connection(sock, self._host.silence, 0, turn)  # sends its beats while the slice is yet to come
         self._begun.wait()
         with self._admitting:
             if self._over or worker not in self._links or life <= self._ended[worker] or life < self._lives[worker]:
@@ -90,7 +92,7 @@ class HostedMaster:
                 turn.close()
                 return
             link, theirs = self._links[worker].for_worker(), None
-            if life > 1 or self._sessions.get(worker, self) is not None:  # it is not its first
+            if life > 1 or self._sessions.get(worker, self) is not None:  # not its first, whose socket the master has
                 self._finish(worker)
                 mine, theirs = socket.socketpair()
                 link = link.with_sockets(mine)
@@ -99,12 +101,13 @@ class HostedMaster:
                 self._post({"kind": "session", "worker": worker}, theirs)
 
     def reply(self, text: bytes, count: int) -> None:
-        """Raises ConnectionEnded: it asks for nothing."""
+        """Raises ConnectionEnded: a master asks for nothing, so no reply can come."""
         raise RulesBroken
 
     def told(self, message: Mapping[str, Any]) -> bool:
-        """Of a worker that is gone for good the master reads on to the end: what it has said is to have come. One that
-        is started again elsewhere has ended a life, perhaps without ever having come in it, or only after the next.
+        """Returns whether the master's process is to be told this. At the news that a worker is gone for good, or that
+        one of its lives has ended, the worker's session ends first, so that the master reads all that the worker has
+        said. The worker may have had no session in that life, and may be back already in its next.
         """
         if (kind := message["kind"]) in ("gone", "again"):
             with self._admitting:
@@ -123,17 +126,17 @@ class HostedMaster:
                 mine.close()
 
     def ended(self) -> None:
-        """Its process has ended; so have its sessions."""
+        """Does nothing: the sessions end with the master's process."""
 
     def carried(self) -> list[LinkFigures]:
-        """Of each worker's session: its number, and as of a worker's."""
-        # not while nobody admits: a session's end is waited for there, and what its master says may not wait for that
+        """Returns the figures of each worker's session, by the worker's number."""
+        # without the lock: who holds it may wait for a session's end, and the master's messages may not wait for that
         of = self._sessions.copy()
         links = [(worker, session.connection) for worker, session in of.items() if session is not None]
         return [(worker, link.sent, link.received, link.rate()) for worker, link in links]
 
     def close(self) -> None:
-        """It leaves at once."""
+        """Ends all sessions at once."""
         self._over = True
         self._begun.set()
         with self._admitting:

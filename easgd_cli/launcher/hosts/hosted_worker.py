@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class HostedWorker:
-    """A worker, its session with the masters of the first host by its place's connection, and those with masters of
-    other hosts, or of this, by one each.
+    """A worker on this host, and its sessions: one with the masters of the first host, by the worker's own connection,
+    and one with each master of another host or of this one, by a connection each.
     """
 
     def __init__(self, host: Workplace, worker: int, slot: int):
         self._host, self.party, self.slot = host, worker, slot
         self.role = (Role.WORKER, worker)
-        self._sessions: dict[int, OutgoingSession] = {}  # by the places of the masters
+        self._sessions: dict[int, OutgoingSession] = {}  # with masters that are not on the first host, by their places
 
     def prepare(self) -> int:
-        """Allocates its vectors; how many bytes of them are said to it at once at most. Raises MemoryError."""
+        """Allocates the worker's vectors. Returns the most bytes of vectors in one message. Raises MemoryError."""
         e, masters = self._host.experiment, 1 + self._host.masters_elsewhere
         average = e.method.alone and e.average is not None
         self._link = Link.new(self.party, e.method, e.size, e.dtype, average=average, masters=masters)
@@ -47,7 +47,10 @@ class HostedWorker:
     def begin(
         self, thread: PartyThread, begin: Mapping[str, Any], vectors: SharedTensors | None
     ) -> tuple[Any, WorkerStart]:
-        """What its process runs, and begins with. Raises Refused and OSError."""
+        """Returns what the worker's process runs, and its start; calls the masters that are not on the first host.
+        `begin`: what the stand-in has said; `vectors`: those of the worker that are not zero. Raises Refused and
+        OSError.
+        """
         host, link, e = self._host, self._link, self._host.experiment
         mine, own = dict(link.memory.tensors), SharedMasterEnd([link.for_master(0, entries_here(e))])
         if (replica := link.replica) is not None:
@@ -74,31 +77,31 @@ class HostedWorker:
         return WorkerLoop, start
 
     def begun(self) -> None:
-        """Its process has them now."""
+        """Closes the sockets that the worker's process has now."""
         for mine, _ in self._link.sockets:
             assert mine is not None
             mine.close()
 
     def reply(self, text: bytes, count: int) -> None:
-        """A reply of the first host's masters has come. Raises ConnectionEnded."""
+        """Passes on a reply of the first host's masters. Raises ConnectionEnded."""
         self._says.reply(text, count)
 
     def told(self, message: Mapping[str, Any]) -> bool:
-        """Whether its process is to be told this."""
+        """Returns whether the worker's process is to be told this: always."""
         return True
 
     def ended(self) -> None:
-        """Its process has ended: what it has asked for is sent."""
+        """Waits until all is sent that the worker, whose process has ended, has asked for."""
         self._says.join()
         for session in self._sessions.values():
             session.end()
 
     def carried(self) -> list[LinkFigures]:
-        """Of each session with a master elsewhere: its place, bytes of vectors that went and came, and the rate."""
+        """Returns the figures of each session with a master that is not on the first host, by the master's place."""
         links = [(of, session.connection) for of, session in self._sessions.items()]
         return [(of, link.sent, link.received, link.rate()) for of, link in links]
 
     def close(self) -> None:
-        """It leaves at once."""
+        """Closes the connections of these sessions at once."""
         for session in self._sessions.values():
             session.connection.close()

@@ -1,5 +1,5 @@
-"""The other ends of links that are measured: one takes and gives vectors, and exchanges as a worker does; another is a
-master of a slice.
+"""The ends of measured links on a host that has joined: `FarEnd` gives and takes vectors, and exchanges as a worker
+does; `FarMaster` is a master of a slice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SILENCE = 60.0
 
 
 def memory_of(size: int) -> SharedTensors:
-    """Of a session: one vector [size], and its replies."""
+    """Allocates the vectors of a session: x [size] and reply [size], both random."""
     memory = SharedTensors.allocate({name: ((size,), torch.float32) for name in ("x", "reply")})
     for v in memory.tensors.values():
         v.uniform_()
@@ -42,15 +42,15 @@ def memory_of(size: int) -> SharedTensors:
 
 
 def link_of(worker: int, memory: SharedTensors, masters: int = 1) -> Link:
-    """A session with so many masters; both ends of a link have the same."""
+    """Returns a session with so many masters; the hosts at both ends of a measured link make theirs by this."""
     further = tuple(socket.socketpair() for _ in range(masters - 1))
     return Link(worker, memory, *socket.socketpair(), further=further)
 
 
 class FarEnd(threading.Thread):
-    """One session, in a thread of its own, until the other side ends it. `memory`: its vectors [size]; `asked`: its
-    number, the entries up to which masters of the first host have the vectors, and of each master elsewhere its place,
-    its first and last entry, and where it is reached.
+    """One session, in a thread of its own, until the other side ends it. `memory`: its vectors [size]. `asked`: its
+    `number`; `here`, the entry before which the first host's slices end; and `masters`, of each master elsewhere its
+    place, the first entry of its slice, the entry before which the slice ends, and its address.
     """
 
     def __init__(self, address: tuple[str, int], secret: bytes, memory: SharedTensors, asked: Mapping[str, Any]):
@@ -71,7 +71,7 @@ class FarEnd(threading.Thread):
             self._serve(connection, self._link)
 
     def end(self) -> None:
-        """Waits for its end, which the other side makes, at most so long as one connects."""
+        """Waits until the other side has ended the session, for `_SECONDS` at most."""
         self.join(_SECONDS)
 
     def _serve(self, connection: Connection, link: Link) -> None:
@@ -101,15 +101,15 @@ def _exchange(connection: Connection, worker: SharedWorkerEnd, times: int) -> No
 
 
 def exchange(worker: SharedWorkerEnd, times: int) -> None:
-    """So many exchanges, one after another. Raises SessionEnded."""
+    """Makes so many exchanges, one after another. Raises SessionEnded."""
     for t in range(times):
         worker.post(worker.vectors["x"], t)
         worker.collect()
 
 
 class MasterProcess:
-    """A master of these sessions, which has so many entries of their vectors, in a process of its own. `algo`: its
-    method's target and parameters. Raises ChannelClosed where it cannot begin.
+    """A master in a process of its own, with these sessions and a center [size]. `algo`: target and parameters of its
+    method. Raises ChannelClosed where the process cannot begin.
     """
 
     def __init__(self, links: Sequence[Link], size: int, algo: Mapping[str, Any]):
@@ -136,8 +136,8 @@ class MasterProcess:
 
 
 class FarMaster:
-    """A master of a slice [size], on a host that joined, of the sessions of so many workers, which come in by its
-    `port` at this address.
+    """A master of a slice [size] on this host, which has joined. The sessions of so many `workers` come in by its
+    `port` at the address `own`.
     """
 
     def __init__(self, own: str, secret: bytes, size: int, workers: int, algo: Mapping[str, Any]):
@@ -155,7 +155,7 @@ class FarMaster:
             sock.close()
 
     def end(self) -> None:
-        """Nothing more is measured."""
+        """Ends the master and its sessions."""
         self._door.close()
         self._master.close()
         for session in self._sessions:

@@ -1,8 +1,8 @@
-"""Torch's own transport over links that are measured: gloo's send and receive of a vector between the first two hosts,
-and its all-reduce of all.
+"""Torch's own transport over measured links: gloo's send and receive of a vector between the first two hosts, and its
+all-reduce between all hosts.
 
-Each end is a process: gloo ends the one that it is in when something goes wrong. Its ports check nobody, and are open
-while the measurement lasts.
+Each end is a process of its own, since gloo ends the process that it is in when something goes wrong. Gloo's ports let
+everybody in, and are open while the measurement lasts.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from easgd_cli.system.channel import Channel, ChannelClosed
 from easgd_cli.system.files import scratch_directory
 from easgd_cli.transport.collective import gloo_group
 
-_TIMEOUT = timedelta(seconds=60)  # to meet
-_EVER = timedelta(days=1)  # one end waits while others fill the link; that an end is gone is seen without it
-BUCKET = 25 << 20  # bytes: DistributedDataParallel's, of which several are on their way at once
+_TIMEOUT = timedelta(seconds=60)  # for all ends to meet
+_EVER = timedelta(days=1)  # one end waits while others fill the link; an end that is gone is noticed anyway
+BUCKET = 25 << 20  # bytes, as in DistributedDataParallel, which has several buckets on their way at once
 _BACK_AND_FORTH, _ALL_REDUCE = range(2)
 
 
 @dataclass
 class GlooStart:
-    """Of the end of this `rank` of so many `ranks`. `own`: the address it is reached at; `store`: where all find each
-    other, None for the first, which says where.
+    """What the end of this `rank`, of so many `ranks`, begins with. `own`: its address; `store`: where all ends meet,
+    None for the first end, which opens the store and tells its port; `size`: of the vector.
     """
 
     own: str
@@ -43,7 +43,7 @@ class GlooStart:
 
 
 class GlooEnd:
-    """One end: the first measures what it is asked for, the others do the same until the first has ended."""
+    """One end. The first measures what it is asked for; the others take part until the first has ended."""
 
     def __init__(self, start: GlooStart, channel: Channel):
         torch.set_num_threads(1)
@@ -65,7 +65,7 @@ class GlooEnd:
         return store
 
     def run(self, began: float) -> None:
-        """Until there is nothing more to measure. Raises ChannelClosed when whoever asks has ended."""
+        """Takes part until nothing more is to be measured. Raises ChannelClosed when the launcher has ended."""
         if self._rank:
             while self._follow():
                 pass
@@ -94,7 +94,7 @@ class GlooEnd:
             for work in [self._group.allreduce([bucket]) for bucket in self._buckets]:
                 work.wait()
         elif self._rank > 1:
-            return  # it is between two
+            return  # back and forth is between ranks 0 and 1
         elif self._rank:
             self._group.recv([self._x], 0, 1).wait()
             self._group.send([self._x], 0, 2).wait()
@@ -105,7 +105,7 @@ class GlooEnd:
 
 
 class Gloo:
-    """The first of so many ends, asked from here; `own`: the address at which the others reach it. Raises RunError."""
+    """The first of so many ends; `own`: the address at which the others reach it. Raises RunError."""
 
     def __init__(self, own: str, size: int, ranks: int = 2):
         self._stack = ExitStack()
@@ -114,16 +114,16 @@ class Gloo:
         self.port = int(self._wait_for("store")["port"])
 
     def begin(self) -> None:
-        """Once the other ends have been told of the port: returns when all are there."""
+        """Waits until all ends are there; the others are to have been told the port before."""
         self._wait_for("ready")
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
     def back_and_forth(self, times: int) -> float:
-        """Seconds of a vector there and another back."""
+        """Returns the seconds that a vector takes to the second end and another one back, the mean of so many times."""
         return self._measure(_BACK_AND_FORTH, times)
 
     def all_reduce(self, times: int) -> float:
-        """Seconds in which all have the sum of all vectors."""
+        """Returns the seconds until all ends have the sum of all vectors, the mean of so many times."""
         return self._measure(_ALL_REDUCE, times)
 
     def _measure(self, what: int, times: int) -> float:
@@ -149,7 +149,7 @@ class Gloo:
 
 
 class FarGloo:
-    """Another end, on a host that joined; `own`: its address."""
+    """Another end, on this host, which has joined; `own`: this host's address."""
 
     def __init__(self, own: str, store: tuple[str, int], size: int, rank: int, ranks: int):
         self._stack = ExitStack()
@@ -158,7 +158,7 @@ class FarGloo:
         self._child.channel.post({"kind": "start", "began": time.monotonic()})
 
     def end(self) -> None:
-        """Nothing more is measured."""
+        """Ends its process."""
         self._child.kill()
         self._child.close()
         self._stack.close()

@@ -26,11 +26,11 @@ from easgd_cli.training import messages
 from easgd_cli.transport.connection import Connection, ConnectionEnded, FrameKind, Refused
 
 _LOOK_UP_SECONDS = 0.5
-_STATE_SECONDS = 1.0  # between two words on what its process does
+_STATE_SECONDS = 1.0  # between two reports on the state of its process
 
 
 class PartyThread(threading.Thread):
-    """A worker or master, from the call for it to its end, in a thread of its own."""
+    """A worker or master on this host, from the first host's request for it to its end, in a thread of its own."""
 
     def __init__(self, host: Workplace, of: HostedWorker | HostedMaster, ticket: int):
         super().__init__(daemon=True)
@@ -42,7 +42,7 @@ class PartyThread(threading.Thread):
         self.start()
 
     def leave(self) -> None:
-        """It is to be gone, and nothing more said of it."""
+        """Ends process and thread at once; the first host hears nothing more of them."""
         self._leaves.set()
         with suppress(OSError):
             self._wake.send(b"x")
@@ -66,7 +66,7 @@ class PartyThread(threading.Thread):
             except (ConnectionEnded, Refused, RunError, OSError, MemoryError) as e:
                 if not self._leaves.is_set():
                     tell(f"{self._title}: {e}")
-                    if self._child is None:  # which the first host is to know, and gives it to another
+                    if self._child is None:  # it has not begun: the first host gives it to another host
                         self.connection.say(messages.Cannot(kind="cannot", text=str(e)))
                         self.connection.finish(host.silence)
             finally:
@@ -78,7 +78,7 @@ class PartyThread(threading.Thread):
             end.close()
 
     def _work(self, log: AnonymousFile) -> None:
-        """`log`: its process's, in memory, since what is said there is for the first host."""
+        """Runs the process to its end. `log`: the process's, in memory, since the first host keeps it."""
         connection = self.connection
         _, text, _ = connection.next()
         begin, vectors = connection.message(text)
@@ -90,7 +90,7 @@ class PartyThread(threading.Thread):
         try:
             done = self._pass_on(child, log)
             if not self._leaves.is_set():
-                self.of.ended()  # what it asked for comes before the news of its end
+                self.of.ended()  # its last requests are to arrive before the news of its end
                 number = child.process.killed_by
                 connection.say(messages.Ended(kind="ended", done=done, signal=number, how=child.process.how))
                 connection.finish(self._host.silence)
@@ -101,7 +101,7 @@ class PartyThread(threading.Thread):
                 child.close()
 
     def _pass_on(self, child: Child, log: AnonymousFile) -> bool:
-        """Says what the process says, until it has ended; whether it has said all it had to."""
+        """Sends the process's messages and log to the stand-in until the process ends. Returns whether it was done."""
         connection, done, read, looked = self.connection, False, 0, 0.0
         while not self._leaves.is_set():
             ended = child.process.ended
@@ -109,7 +109,7 @@ class PartyThread(threading.Thread):
                 while heard := child.channel.receive():
                     for message, enclosed in heard:
                         done = done or message["kind"] == "done"
-                        if message["kind"] in ("state", "snapshot"):  # it may be its last word that is listened to
+                        if message["kind"] in ("state", "snapshot"):  # after it the launcher may listen no more
                             self._say_carried()
                         connection.say(message, enclosed)
             except ChannelClosed:
@@ -130,12 +130,12 @@ class PartyThread(threading.Thread):
         return done
 
     def _say_carried(self) -> None:
-        """What its sessions with other hosts than the first have carried."""
+        """Tells the stand-in what those sessions have carried that have connections of their own."""
         if carried := self.of.carried():
             self.connection.say(messages.Carried(kind="carried", links=carried))
 
     def _listen(self, child: Child) -> None:
-        """Does what is said on the other side."""
+        """Does what the stand-in sends: passes it on to the process, or acts on it."""
         try:
             while True:
                 kind, text, count = self.connection.next()
@@ -155,13 +155,13 @@ class PartyThread(threading.Thread):
             self.leave()
 
     def post(self, message: dict[str, Any], enclosed: socket.socket | None = None) -> None:
-        """To the process; one that has ended hears nothing."""
+        """Posts a message to the process; it is lost if the process has ended."""
         with self._posting, suppress(ChannelClosed):
             if self._child is not None and not self._leaves.is_set():
                 self._child.channel.post(message, enclosed)
 
     def session_lost(self, how: str) -> None:
-        """Its worker is to come back, in sessions with all masters."""
+        """Ends the worker, one of whose sessions is lost: it is to come back, in new sessions with all masters."""
         if self._child is None:
             self.leave()
         elif not self._leaves.is_set():
@@ -171,7 +171,7 @@ class PartyThread(threading.Thread):
 
 
 def _say_log(connection: Connection, log: AnonymousFile, read: int) -> int:
-    """Says what the log has from there on; returns up to where."""
+    """Sends a part of the log that begins at byte `read`. Returns the byte up to which the log has been sent."""
     if data := os.pread(log.fd, 1 << 20, read):
         connection.say(messages.Log(kind="log", text=data.decode("utf-8", "replace")))
     return read + len(data)

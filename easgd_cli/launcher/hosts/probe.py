@@ -1,5 +1,5 @@
-"""How much the link to a host carries, measured briefly before it is used: messages of twice the size each time, until
-one takes long enough to tell.
+"""How much the link to a host carries, measured before the link is used: by messages of which each is twice as large as
+the one before, until one takes long enough to tell.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import torch
 from easgd_cli.launcher.journal.links import Carries
 from easgd_cli.transport.connection import Connection, FrameKind, RulesBroken
 
-_PART = 1 << 16  # bytes of the first message; the others are that many times the same memory
-MOST = 1 << 25  # bytes of the last
+_PART = 1 << 16  # bytes of the first message; larger ones send the same memory several times
+MOST = 1 << 25  # bytes of the largest message
 _ENOUGH_SECONDS = 0.1
-_WORDS = 3  # there and back without a byte, of which the quickest counts
+_WORDS = 3  # messages there and back without a vector; the quickest counts
 
 
 def measure(connection: Connection) -> Carries:
-    """What the link carries; half a second each way, about, and on one that is slower than a Mbit/s as long as 64 KB
-    take. Raises ConnectionEnded.
+    """Returns what the link carries. Takes about half a second each way; on a link slower than 1 Mbit/s, as long as 64
+    KB take. Raises ConnectionEnded.
     """
     part = torch.zeros(_PART, dtype=torch.uint8)
 
@@ -40,12 +40,12 @@ def measure(connection: Connection) -> Carries:
 def _rate(seconds: Callable[[int], float], empty: float) -> float:
     size = _PART
     while (took := seconds(size)) < _ENOUGH_SECONDS + _WORDS * empty and size < MOST:
-        size *= 2  # by then the connection has found its speed, too
+        size *= 2  # TCP needs some messages, too, until it has found its speed
     return size / max(took - empty, 1e-9)
 
 
 def respond(connection: Connection, text: bytes, count: int) -> None:
-    """The other end: takes what comes, and gives as much as was asked for. Raises ConnectionEnded."""
+    """Does the other side's part: takes what comes, and sends as many bytes as asked for. Raises ConnectionEnded."""
     part = torch.zeros(_PART, dtype=torch.uint8)
     connection.fill([part] * (count // _PART))
     asked = int(text) if text.isdigit() and len(text) <= len(str(MOST)) else -1

@@ -1,7 +1,7 @@
-"""The process on the first host that stands for a worker, or a master, on another one.
+"""The process on the first host that stands for a worker or master, the party, on another host.
 
-Launcher, supervisor and whoever has a session with it have it as that: what it says is what the other says, and it ends
-as the other ends, of the same signal or with the same words.
+To launcher, supervisor and sessions it is that worker or master: it says what the party says, and ends as the party
+ends, of the same signal or with the same words.
 """
 
 from __future__ import annotations
@@ -34,38 +34,40 @@ from easgd_cli.transport.shared import Link, SharedWorkerEnd
 from easgd_cli.transport.turn import SendTurn
 
 _LOOK_UP_SECONDS = 1.0
-_LINK_SECONDS = 1.0  # between two words on what its connection carries
-_LONGEST_SECONDS = 3600.0  # that a system call is asked to wait
-_LAST_SECONDS = 10.0  # for the master to hear the worker's last word
+_LINK_SECONDS = 1.0  # between two reports on what its connection carries
+_LONGEST_SECONDS = 3600.0  # the longest wait that a system call is asked for
+_LAST_SECONDS = 10.0  # for the master to take the worker's last request
 
-OF_CENTER = "center."  # before the names of a replica's vectors
+OF_CENTER = "center."  # put before the names of a replica's vectors
 
 
 class Sessions(Protocol):
-    """Those of the party with others of this host."""
+    """The sessions of the party with processes of this host."""
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
-        """The connection is there; `where`: what else the launcher has said with it. Raises Refused and OSError."""
+        """Begins them when the connection to the party's host is there; `where`: the launcher's message that came with
+        the connection. Raises Refused and OSError.
+        """
 
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
-        """Another one. Raises Refused and OSError."""
+        """Takes the socket of another session, which `message` tells of. Raises Refused and OSError."""
 
     def request(self, text: bytes, count: int) -> None:
-        """Its connection brings a request. Raises ConnectionEnded."""
+        """Takes a request of the party from its connection. Raises ConnectionEnded."""
 
     def join(self, seconds: float) -> None:
-        """Waits until what it has asked for last has been told, at most so long."""
+        """Waits until all that the party has asked for has been passed on, at most so long."""
 
     def carried(self) -> tuple[int, int]:
-        """Bytes of vectors that have come and gone beside its connection."""
+        """Returns the bytes of vectors that have come and gone on other connections than the party's own."""
 
 
 class OfWorker:
-    """Sessions with the masters of this host, by the worker's connection."""
+    """A worker's sessions with the masters of this host, by the worker's own connection."""
 
     def __init__(self, link: Link, lost: Callable[[str], None]):
         self._link = link
-        # with next masters, by their places
+        # the sockets of sessions with next masters, by their places
         self._next = [queue.SimpleQueue[socket.socket]() for _ in link.sockets]
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
@@ -91,13 +93,13 @@ class OfWorker:
 
 
 class OfMaster:
-    """Sessions of this host's workers, each by a connection of its own. `links`: theirs."""
+    """A master's sessions with the workers of this host, by a connection each. `links`: the workers'."""
 
     def __init__(self, place: int, links: list[Link], secret: bytes, silence: float, lost: Callable[[str], None]):
         self._links = {link.worker: link for link in links}
         self._place, self._secret, self._silence, self._lost = place, secret, silence, lost
         self._open: dict[int, OutgoingSession] = {}
-        self._lives = Counter[int]()  # of each worker, those that have ended: it is given a session for each next one
+        self._lives = Counter[int]()  # of each worker, how many have ended; each next life has a session of its own
         self._carried = (0, 0)
 
     def begin(self, connection: Connection, where: Mapping[str, Any]) -> None:
@@ -118,11 +120,11 @@ class OfMaster:
     def give(self, message: Mapping[str, Any], session: socket.socket) -> None:
         self._lives[worker := message["worker"]] += 1
         if (link := self._links.get(worker)) is None:
-            session.close()  # it is on another host, and comes from there
+            session.close()  # the worker is on another host, and connects to the master from there
             self._connection.say({"kind": "again", "worker": worker, "life": self._lives[worker]})
             return
         before = self._open.pop(worker)
-        before.end()  # or its last reply would be written over what the next is told
+        before.end()  # or its last reply would overwrite what the next session is told
         came, went = self._carried
         self._carried = (came + before.connection.received, went + before.connection.sent)
         self._begin(worker, link.with_sockets(master=session))
@@ -131,10 +133,10 @@ class OfMaster:
         raise RulesBroken
 
     def join(self, seconds: float) -> None:
-        """It asks for nothing."""
+        """Returns at once: a master asks for nothing."""
 
     def carried(self) -> tuple[int, int]:
-        open_ = [session.connection for session in list(self._open.values())]  # asked for by another thread
+        open_ = [session.connection for session in list(self._open.values())]  # copied, since another thread may ask
         return (
             self._carried[0] + sum(one.received for one in open_), self._carried[1] + sum(one.sent for one in open_)
         )  # fmt: skip
@@ -142,10 +144,11 @@ class OfMaster:
 
 @dataclass(frozen=True)
 class StandInStart:
-    """`sessions`: makes those of the party; `begin`: what it begins with, as plain data, and `held`, its vectors, whose
-    names begin with the key; `most`: bytes of them that it says at once; `wait`: seconds until a host has to be found
-    for it, and `where` that is said; `turns`: of all stand-ins; `words`: what its host may say; `again`: whether
-    another host may have it where the first is lost before it begins.
+    """What a stand-in begins with. `sessions`: makes the party's; `begin`: what the party begins with, as plain data;
+    `held`: the party's vectors, with a key that is put before their names; `most`: the most bytes of vectors that the
+    party sends at once; `wait`: seconds in which a host has to be found, and `where`, the sentence for when none is;
+    `turns`: common to all stand-ins; `words`: what the party's host may say; `again`: whether another host may have the
+    party where its host is lost before the party begins.
     """
 
     sessions: Callable[[Callable[[str], None]], Sessions]
@@ -164,22 +167,20 @@ class StandInStart:
         cls, start: WorkerStart, life: int, masters: int, entries: slice, wait: float, silence: float, where: str,
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
-        """In the place of the worker that was to begin so, in that of its lives; the first `masters`, which own these
-        `entries`, are here.
-        """
+        """Stands for the worker with this start, in this `life`. The first `masters`, of these `entries`, are here."""
         interval, link = start.interval, start.link
         begin = {name: getattr(start, name) for name in WorkerStart.plain} | {
             "worker": link.worker, "life": life, "seen": astuple(start.seen),
             "interval": None if interval is None else astuple(interval),
         }  # fmt: skip
-        again = len(link.further) == masters - 1  # a master elsewhere has heard of the first, and of its end
+        again = len(link.further) == masters - 1  # not where a master elsewhere has seen the worker begin
         link = replace(link, further=link.further[: masters - 1], entries=entries)
         held = {"": link.memory}
         if (replica := link.replica) is not None:
             held[OF_CENTER] = replica.center
         most = sum(memory.nbytes() for memory in held.values())
         if start.returns:
-            held = {}  # it takes everything from the center
+            held = {}  # a worker that returns takes all from the center
         words = Words(link.worker, start.recipe.settings.workers, link.memory.layout, alone=not link.variables)
         return cls(partial(OfWorker, link), begin, held, most, wait, silence, where, turns, words, again)
 
@@ -188,7 +189,7 @@ class StandInStart:
         cls, start: MasterStart, place: int, here: int, secret: bytes, wait: float, silence: float, where: str,
         turns: SharedTensors,
     ) -> StandInStart:  # fmt: skip
-        """In the place of the master that was to begin so; the first `here` workers are here."""
+        """Stands for the master with this start. The first `here` workers are on this host."""
         begin = {name: getattr(start, name) for name in MasterStart.plain} | {"master": place, "clocks": start.clocks}
         sessions = partial(OfMaster, place, [link for link in start.links if link.worker < here], secret, silence)
         words = Words(master_at(place), len(start.links), start.center.layout)
@@ -196,13 +197,13 @@ class StandInStart:
 
 
 class StandIn:
-    """Passes on what is said, and stands between its sessions."""
+    """Passes on messages between launcher and party, and vectors between the party's host and the sessions here."""
 
     def __init__(self, start: StandInStart, channel: Channel):
         self._start, self._channel, self._wait = start, channel, start.wait
         self._wake, self._woken = socket.socketpair()
         self._sessions = start.sessions(self._lose)
-        self._told, self._rate_up = 0.0, None  # the other side knows how fast it sends
+        self._told, self._rate_up = 0.0, None  # the rate up is what the party's host tells
         self._ready, self._end = threading.Event(), dict[str, Any]()
         self._send_turn, self._asked, self._lost_host = SendTurn(start.turns), False, ""
         self._begin(*self._wait_for_host())
@@ -212,7 +213,7 @@ class StandIn:
         self._find_another()
 
     def _begin(self, sock: socket.socket, where: dict[str, Any]) -> None:
-        """On a host, by this connection to it. Raises SessionEnded."""
+        """Begins the party on a host, by this connection to it. Raises SessionEnded."""
         start, self._host = self._start, where["host"]
         self._connection = Connection(sock, start.silence, start.most, self._send_turn)
         vectors = [(key + name, v) for key, of in start.held.items() for name, v in of.tensors.items()]
@@ -227,8 +228,8 @@ class StandIn:
         self._listener.start()
 
     def _find_another(self) -> None:
-        """Until a host has it ready: where one is lost before anything has happened, the next has it as the first would
-        have. Raises SessionEnded and ChannelClosed.
+        """Waits until a host has the party ready. Where its host is lost before the party has asked for anything, the
+        next host begins it in the same way. Raises SessionEnded and ChannelClosed.
         """
         while self._end:
             if not self._start.again or "lost" not in self._end or self._asked:
@@ -244,8 +245,8 @@ class StandIn:
             self._ready.wait()
 
     def _wait_for_host(self) -> tuple[socket.socket, dict[str, Any]]:
-        """The connection to its host, which the launcher has found, and what it says of it. Raises ChannelClosed, and
-        SessionEnded where none is found.
+        """Returns the connection to the host that the launcher has found, and the launcher's message. Raises
+        ChannelClosed, and SessionEnded where no host is found.
         """
         began = time.monotonic()
         host, begins = None, None
@@ -259,9 +260,9 @@ class StandIn:
                 elif message["kind"] != "start":
                     raise ChannelClosed  # told to stop
                 elif self._lost_host and not self._start.begin["returns"]:
-                    raise self._give_up(self._lost_host)  # the others have begun, and it is to come back
+                    raise self._give_up(self._lost_host)  # training has begun: it comes back as a lost one
                 else:
-                    begins = (message, enclosed)  # of a run that is under way
+                    begins = (message, enclosed)  # training is under way
         self._wait -= time.monotonic() - began
         if begins is not None:
             self._channel.put_back(begins)
@@ -271,8 +272,8 @@ class StandIn:
         raise self._give_up(f"{why}no host has had a place for it for {self._start.wait:g} s; {self._start.where}")
 
     def wait_for_start(self) -> float:
-        """The monotonic time of training second 0. Raises SessionEnded where its host is lost before and no other has
-        it, and ChannelClosed where it is told to stop.
+        """Returns the monotonic time of training second 0. Raises SessionEnded where the party's host is lost before
+        that and no other has the party, and ChannelClosed where the stand-in is told to stop.
         """
         while True:
             for message, _ in self._channel.receive():
@@ -286,24 +287,24 @@ class StandIn:
             select.select(watched, [], [])
 
     def run(self, began: float) -> None:
-        """Until the worker has ended. Raises SessionEnded where it has ended before its time, and ChannelClosed."""
+        """Passes on messages until the party has ended. Raises SessionEnded where it is not done, and ChannelClosed."""
         self._connection.say({"kind": "start", "elapsed": time.monotonic() - began})
         while not self._end:
             self._pass_on()
         self._leave()
 
     def _tell_link(self) -> None:
-        """What its connection has carried so far."""
+        """Tells the launcher what the party's connections have carried so far."""
         link, self._told = self._connection, time.monotonic()
         came, went = self._sessions.carried()
-        # the rate is of its own connection
+        # both rates are those of the party's own connection, and not those of its sessions'
         up, down = (None, None) if came or went else (self._rate_up, link.rate())
         carried = {"up": [came + link.received, up], "down": [went + link.sent, down]}
         with suppress(ChannelClosed):
             self._channel.post({"kind": "link", "host": self._host, **carried})
 
     def _pass_on(self) -> None:
-        """Passes on what the launcher says, and what it has not yet taken."""
+        """Passes on what the launcher says, and sends the launcher what it has not taken yet."""
         said_all = self._channel.flush()
         watched: list[Any] = [self._channel, self._woken]
         select.select(watched, [] if said_all else [self._channel], [], _LOOK_UP_SECONDS)
@@ -327,14 +328,14 @@ class StandIn:
         self._wake.send(b"x")
 
     def _leave(self) -> None:
-        """Ends as the other has ended."""
+        """Ends as the party has ended: returns, dies of the same signal, or raises SessionEnded."""
         end = self._end
         if end.get("done"):
             self._sessions.join(_LAST_SECONDS)
             return
         if "lost" in end:
             why = f"its host {self._host} is lost: {end['lost']}"
-            if end.get("broken"):  # it may be there, and is not to have this one again
+            if end.get("broken"):  # the host may be there still, and is not to be given the party again
                 self._channel.post({"kind": "unfit", "why": why})
             raise self._give_up(why)
         with suppress(ChannelClosed):
@@ -382,9 +383,9 @@ class StandIn:
             self._end = message
         elif kind == "cannot":
             self._end = {"lost": message["text"]}
-        elif kind != "done":  # which is to be believed once the process has ended
+        elif kind != "done":  # `ended` repeats it, and only then it counts
             if kind == "process":
                 self._rate_up = message.pop("rate")
-            if kind in ("state", "snapshot"):  # it may be its last word that is listened to
+            if kind in ("state", "snapshot"):  # after it the launcher may listen no more
                 self._tell_link()
             self._channel.post(message, enclosed)

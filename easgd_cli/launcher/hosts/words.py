@@ -1,4 +1,4 @@
-"""What may be said of a worker or master by the host it is on. Anything else costs that host this connection."""
+"""What a host may say of a worker or master that it has. Anything else ends that worker's or master's connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easgd_cli.training.messages import OF_HOST, OF_MASTER, OF_OWNER, OF_WORKER,
 from easgd_cli.training.snapshot import EVALUATED
 from easgd_cli.transport.connection import RulesBroken
 
-_MOST = 1 << 53  # up to which whole numbers are exact everywhere
+_MOST = 1 << 53  # whole numbers up to this are exact in whatever reads them
 _STOPPING = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 Marks = Mapping[str, Callable[[Any], bool]]
@@ -24,8 +24,8 @@ Marks = Mapping[str, Callable[[Any], bool]]
 
 @dataclass(frozen=True)
 class Words:
-    """Those of one `party` of a run of so many `workers`, whose vectors have this `layout`. `alone`: it is a worker
-    without exchange, which owns what is evaluated.
+    """What may be said of one `party` of a run of so many `workers`, whose vectors have this `layout`. `alone`: True
+    for a worker without exchange, which owns what is evaluated.
     """
 
     party: ProcessName
@@ -34,7 +34,7 @@ class Words:
     alone: bool = False
 
     def check(self, message: Mapping[str, Any], enclosed: SharedTensors | None) -> None:
-        """Raises RulesBroken for what it may not say, or not with these vectors."""
+        """Raises RulesBroken for a message that may not be said of the party, or not with these vectors."""
         of_party = OF_MASTER if isinstance(self.party, str) else (*OF_WORKER, *(OF_OWNER if self.alone else ()))
         marks = self._marks()
         if not any(fits(message, form, marks) for form in (*OF_HOST, *of_party)):
@@ -52,20 +52,20 @@ class Words:
         }
 
     def _belongs(self, message: Mapping[str, Any], layout: Layout) -> bool:
-        """Whether what is said comes with such vectors."""
+        """Returns whether vectors of this layout belong to the message."""
         if message["kind"] not in ("state", "snapshot"):
             return not layout
         measured = EVALUATED.keys() & self.layout.keys()
         if message["purpose"] == "evaluate":
             needed = wanted = measured
-        else:  # a worker has vectors that do not last, too
+        else:  # a worker's layout has scratch vectors, too, which it need not send
             wanted = set(self.layout)
             needed = wanted if isinstance(self.party, str) else measured
         return needed <= layout.keys() <= wanted and all(self.layout[name] == of for name, of in layout.items())
 
 
 def fits(value: Any, form: Any, marks: Marks) -> bool:
-    """Whether what JSON says is of this type; `marks`: what else is asked of those that are annotated."""
+    """Returns whether a value from JSON is of the type `form`. `marks`: what else is asked of annotated types."""
     of, arguments = get_origin(form), get_args(form)
     if form == Measured:
         return type(value) is float or _is_number(value)
@@ -106,7 +106,7 @@ def _has_keys(value: dict[str, Any], keys: Mapping[str, Any], needed: frozenset[
 
 @cache
 def _keys(form: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """The types of its keys, and which of these it needs."""
+    """Returns the types of a TypedDict's keys, and the keys that it needs."""
     hints = get_type_hints(form, include_extras=True)
     plain = {key: get_args(of)[0] if get_origin(of) is NotRequired else of for key, of in hints.items()}
     return plain, frozenset(key for key, of in hints.items() if get_origin(of) is not NotRequired)

@@ -15,12 +15,12 @@ from easgd_cli.launcher.supervisor.parties import ProcessName, title_in_files
 from easgd_cli.system.devices import deal_devices, worker_threads
 from easgd_cli.transport.turn import turns
 
-# of a session: with which worker, or the master of which place, bytes of vectors that went and came, and the rate
+# of a session: the worker's number or the master's place there, bytes of vectors that went and came, and the rate
 LinkFigures = tuple[int, int, int, float | None]
 
 
 class Workplace:
-    """What the workers and masters of one host share. `cannot`: says of the one with a ticket why it does not come."""
+    """What workers and masters of a host share. `cannot`: tells the first host why a ticket's process cannot begin."""
 
     def __init__(
         self, address: tuple[str, int], secret: bytes, silence: float,
@@ -35,6 +35,6 @@ class Workplace:
         self._forking = threading.Lock()
 
     def start(self, party: ProcessName, maker: Any, start: Any, log: Path) -> Child:
-        """Its process. Raises RunError and OSError."""
+        """Starts the party's process. Raises RunError and OSError."""
         with self._forking:
             return Child(title_in_files(party), maker, start, log)

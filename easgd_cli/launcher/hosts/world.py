@@ -1,7 +1,7 @@
-"""Processes that have been started together to make one run: by torchrun, or as the tasks of a step of SLURM's (srun).
-What is said of them, and how the first tells the others where the run is reached.
+"""The processes that have been started together to make one run: by torchrun, or as the tasks of a step of SLURM's
+(srun). What each of them is told of the others, and how the first tells them where the run is reached.
 
-Neither torchrun's store nor a file checks who writes into it, so what is found there is believed only once the other
+Neither torchrun's store nor a file checks who writes into it, so an address found there is believed only once the other
 side has shown that it knows the run's secret.
 """
 
@@ -26,7 +26,7 @@ from easgd_cli.system.terminal import tell
 _OF_TORCHRUN = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"
 )  # fmt: skip
-# Of a step. A script of sbatch's and a shell of salloc's are none: they have SLURM_PROCID and SLURM_NTASKS too, and
+# Variables of a step. A script of sbatch's or a shell of salloc's is no step: it has SLURM_PROCID and SLURM_NTASKS, but
 # would wait for tasks that nobody has started.
 _OF_SLURM = (
     "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE",
@@ -37,7 +37,7 @@ _AGAIN_SECONDS = 0.2  # between two looks at a file
 
 @dataclass(frozen=True)
 class World(ABC):
-    """Of which processes this is one: of `size`, `local_size` of them on this host."""
+    """This process's place among those started together: `rank` of `size`, here `local_rank` of `local_size`."""
 
     rank: int
     size: int
@@ -47,20 +47,22 @@ class World(ABC):
 
     @abstractmethod
     def address(self) -> tuple[str, str]:
-        """What says where the first host is to listen, unless the user does, and that host. Raises UsageError."""
+        """Returns where the first host listens unless the user says where: the source of the address as `NAME=VALUE`,
+        for messages, and the address. Raises UsageError.
+        """
 
     @abstractmethod
     def announce(self, where: str) -> AbstractContextManager[None]:
-        """While it lasts, the others find where the run is reached. Raises RunError."""
+        """While it lasts, the other processes find the run's address `where` by `find`. Raises RunError."""
 
     @abstractmethod
     def find(self) -> str:
-        """Where the run is reached. Raises RunError where nobody says it."""
+        """Waits for the run's address and returns it. Raises RunError where nobody announces it."""
 
 
 @dataclass(frozen=True)
 class Torchrun(World):
-    """The processes of torchrun. Its store has the address of the run, and is used for nothing else."""
+    """The processes of torchrun. Torchrun's store has the address of the run, and is used for nothing else."""
 
     host: str
     port: int
@@ -71,7 +73,7 @@ class Torchrun(World):
         return f"MASTER_ADDR={self.host}", self.host
 
     def _store(self, wait: float) -> Any:
-        """The store of these processes, which rank 0 opens where torchrun has not. Raises RunError."""
+        """Returns the store of these processes, which rank 0 opens where torchrun has not. Raises RunError."""
         import torch.distributed as dist
 
         hosts = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -85,12 +87,12 @@ class Torchrun(World):
 
     @property
     def _key(self) -> str:
-        """Under which the store has the address of the run; one that torchrun starts again has another."""
+        """The store's key for the address of the run; another one when torchrun starts the run again."""
         return f"easgd/{self.run}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
     @contextmanager
     def announce(self, where: str) -> Iterator[None]:
-        store = self._store(60.0)  # kept while others may ask
+        store = self._store(60.0)  # keeps the store open while others may ask
         store.set(self._key, where)
         yield
         del store
@@ -98,7 +100,7 @@ class Torchrun(World):
     def find(self) -> str:
         try:
             return str(self._store(300.0).get(self._key).decode())
-        except RuntimeError as e:  # of the store: DistStoreError, DistNetworkError
+        except RuntimeError as e:  # DistStoreError or DistNetworkError
             raise RunError(
                 f"rank 0 of torchrun has not said where the run is reached; its own output says why ({e})."
             ) from e
@@ -108,17 +110,17 @@ class Torchrun(World):
 class SlurmStep(World):
     """The tasks of a step of SLURM's. A file in the working directory, which they share, has the address of the run.
 
-    `srun`: the address at which the nodes reach srun. `name`: of job, step, and how often SLURM has started the job
-    again.
+    `srun`: the address at which the nodes reach srun. `name`: made of job, step, and how often SLURM has started the
+    job again.
     """
 
     srun: str
     name: str
     starter: ClassVar[str] = "SLURM"
-    seconds: ClassVar[float] = 60.0  # in which the first task composes and checks its settings, and says where it is
+    seconds: ClassVar[float] = 60.0  # for the first task to compose and check its settings and announce the address
 
     def address(self) -> tuple[str, str]:
-        """This host's address on the network on which SLURM starts tasks; a node's name may be a loopback address."""
+        """Returns this host's address on SLURM's own network; a node's name may be a loopback address."""
         if self.size == self.local_size:
             return "launcher.address=127.0.0.1", "127.0.0.1"
         asked = f"SLURM_LAUNCH_NODE_IPADDR={self.srun}"
@@ -146,7 +148,7 @@ class SlurmStep(World):
                 file.unlink(missing_ok=True)
 
     def _tell_of_cores(self) -> None:
-        """SLURM may bind a task to its share of a node's cores, and this one takes part for all of the node's."""
+        """Warns if SLURM has bound this task, which does the work of all its node's tasks, to a share of the cores."""
         from easgd_cli.system.devices import cores  # here, since it loads torch
 
         mine, all_tasks = cores(), os.environ.get("SLURM_CPUS_ON_NODE", "")
@@ -161,7 +163,7 @@ class SlurmStep(World):
         ends = time.monotonic() + self.seconds
         while True:
             with suppress(OSError, UnicodeDecodeError):
-                os.listdir(self._file.parent)  # by which NFS learns that a file is there which was not
+                os.listdir(self._file.parent)  # makes NFS look for new files
                 return self._file.read_text(encoding="utf-8")
             if time.monotonic() > ends:
                 raise RunError(
@@ -173,8 +175,8 @@ class SlurmStep(World):
 
 
 def world() -> World | None:
-    """The processes of which this is one, where it has not been started alone. Raises UsageError."""
-    if all(name in os.environ for name in _OF_TORCHRUN):  # which srun may have started
+    """Returns this process's place among those started with it, None if it was started alone. Raises UsageError."""
+    if all(name in os.environ for name in _OF_TORCHRUN):  # first, since srun may have started torchrun
         return _of_torchrun(*(os.environ[name] for name in _OF_TORCHRUN))
     if all(name in os.environ for name in _OF_SLURM):
         return _of_slurm(*(os.environ[name] for name in _OF_SLURM))
@@ -193,7 +195,7 @@ def _of_torchrun(rank: str, size: str, local_rank: str, local_size: str, host: s
 def _of_slurm(
     rank: str, size: str, local_rank: str, node: str, tasks: str, job: str, step: str, srun: str
 ) -> World | None:
-    """None for a step of one task, as a shell of srun's may be."""
+    """Returns None for a step of one task, such as a shell that srun starts."""
     try:
         if int(size) == 1:
             return None
@@ -208,7 +210,7 @@ def _of_slurm(
 
 
 def _repeated(text: str) -> list[int]:
-    """Each node's tasks, of which SLURM writes several alike once: 2(x3),1. Raises ValueError."""
+    """Returns the number of tasks of each node. SLURM writes equal neighbours once: 2(x3),1. Raises ValueError."""
     found: list[int] = []
     for part in text.split(","):
         if (read := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is None:

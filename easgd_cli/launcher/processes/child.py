@@ -1,9 +1,9 @@
 """A run's processes: each is forked from one clean server that has imported torch once, and ends with its launcher.
 
-Every child is killed by the system when its launcher is gone, whatever it does then (`server_process.py`). It has one
-socket to the launcher and watches that, too: where the system does not kill it, it ends when the socket does. Children
-ignore Ctrl-C, SIGTERM and the like, which a terminal or a scheduler sends to all of them: the launcher decides. SIGQUIT
-writes a child's stacks into its log, and it goes on.
+The system kills every child when its launcher is gone, whatever the child is doing (`server_process.py`). A child has
+one socket to the launcher and watches it, too: where the system does not kill the child, it ends when the socket does.
+Children ignore Ctrl-C, SIGTERM and the like, which a terminal or a scheduler sends to all of them: the launcher
+decides. SIGQUIT writes a child's stacks into its log, and the child goes on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Program(Protocol):
 
 @runtime_checkable
 class WaitsForStart(Protocol):
-    """One to which something may happen before training begins."""
+    """A program that waits for the start of training itself, since something may happen to it before."""
 
     def wait_for_start(self) -> float: ...
 
@@ -47,16 +47,16 @@ class ProgramMaker(Protocol):
 
 
 class Child:
-    """One child as the launcher holds it."""
+    """A process as its launcher holds it."""
 
     def __init__(self, name: str, maker: ProgramMaker, start: Any, log: Path):
         ours, theirs = socket.socketpair()
         self.name, self.log = name, log
         self.channel = Channel(ours)
-        self.done = False  # ended by itself, everything said
-        self.gone = False  # it has ended, and all it said has been heard
+        self.done = False  # True once it has said everything and ends by itself
+        self.gone = False  # True once it has ended and all it said has been heard
         self.error: str | None = None  # what it raised, if it could still say
-        self.refused = False  # it was the data's fault, so that the next would end in the same way
+        self.refused = False  # the data are at fault, so the next process would end in the same way
         with theirs:
             self.process = fork_server.Process(f"easgd-{name}", _child, (name, maker, start, theirs, str(log)))
 
@@ -69,7 +69,7 @@ class Child:
         self.process.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Waits for its end and gives back what is held of it."""
+        """Waits for the process to end and gives back what is held of it."""
         self.process.join()
         self.process.close()
         self.channel.close()

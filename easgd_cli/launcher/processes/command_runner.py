@@ -1,4 +1,4 @@
-"""What the supervisor of processes asks for is done here."""
+"""Carries out what the supervisor asks for, with processes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from easgd_cli.training.evaluator import Evaluator, EvaluatorStart
 
 
 class CommandRunner:
-    """Carries out the supervisor's commands. `second`: of training, at which the run begins; `pass_on`: takes what the
-    masters say, as one.
+    """Carries out the supervisor's commands. `second`: that of training at which the run begins; `pass_on`: takes the
+    masters' messages, put together as those of one master.
 
-    `evaluator`: what one begins with. `lead`: the worker in whose sessions the mark of a checkpoint travels.
+    `evaluator`: what an evaluator begins with. `lead`: the worker in whose sessions the mark of a checkpoint travels.
     """
 
     evaluator: EvaluatorStart
@@ -50,7 +50,7 @@ class CommandRunner:
         self._asked = 0  # snapshots that have been asked for
 
     def obey(self) -> None:
-        """Does all that is to be done now."""
+        """Carries out all commands that there are now."""
         while commands := self._supervisor.commands():
             for command in commands:
                 self._carry_out(command)
@@ -83,7 +83,7 @@ class CommandRunner:
             self.lead = command.lead
             self._masters.marks()
             if command.lead is None:
-                # which tells the workers, in its next reply to all of them
+                # the master tells the workers, in its next reply to all of them
                 self.tell_masters({"kind": "checkpoint"})
             else:
                 for worker in command.workers:
@@ -91,7 +91,7 @@ class CommandRunner:
         elif isinstance(command, Stop):
             if children.is_due(MASTER):
                 children.start_when_possible(MASTER, partial(self._next_masters, stopped=True))
-            # or a worker that is silent would keep all others in its round, and those that have ended would close
+            # else a silent worker would keep all others in its round, and the closing exchange would take place
             self.tell_masters({"kind": "stop"})
             for worker in command.workers:
                 children.tell(worker, {"kind": "stop"})
@@ -102,12 +102,12 @@ class CommandRunner:
             children.signal(signal.SIGKILL, masters if command.party == MASTER else [command.party])
 
     def tell_masters(self, message: dict[str, Any]) -> None:
-        """A message to all that are there."""
+        """Sends a message to all masters, if the run has any."""
         for party in self._masters.parties if self._supervisor.plan.has_master else ():
             self._children.tell(party, message)
 
     def _next_masters(self, stopped: bool) -> None:
-        """Starts those again that have died."""
+        """Starts masters in the place of those that have died."""
         for place in self._masters.to_replace():
             if (entries := self._recovery.unheard(place)) is None:
                 return

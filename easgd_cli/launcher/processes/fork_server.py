@@ -1,12 +1,13 @@
-"""The server that a run's processes are forked from: multiprocessing's, with what that leaves open.
+"""The server that a run's processes are forked from: multiprocessing's, with what multiprocessing leaves open.
 
-It is known whether it lives, also in a process that has not started it; its socket has no name that could stay behind
-or be too long; and when it is gone the next child has another. Children that run do not need it: only how a process
-ended is told by it, and that they know without it on Linux (`Process.sentinel`).
+Whether the server lives is known, also to a process that has not started it; its socket has no name that could stay
+behind or be too long; and when it is gone, the next child gets another server. Children that run do not need it: it
+only tells how a process has ended, and on Linux that a process has ended is known without it (`Process.sentinel`).
 
-It is a fresh interpreter that has imported torch, or for objects that cannot be sent to one a copy of this process
-(`begin_here`). In neither does a child run the program's main module, as multiprocessing's do: a script without a guard
-would train again there. The server is ours alone: a program's own use of multiprocessing is as it was.
+The server is a fresh interpreter that has imported torch or, for objects that cannot be sent to one, a copy of this
+process (`begin_here`). In neither does a child run the program's main module, as multiprocessing's children do: a
+script without a guard would train again there. The server is ours alone: a program's own use of multiprocessing is as
+it was.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ _running: Server | None = None
 
 
 class Server:
-    """The one that runs. `sentinel`: a descriptor that can be read once it has ended; None where the system has
-    none.
+    """A server that runs, or has run. `sentinel`: a descriptor that can be read once it has ended; None where the
+    system has none.
     """
 
     def __init__(self, pid: int, socket: int | None):
         self.pid, self._socket = pid, socket
         self.sentinel = _pidfd(pid)
-        self.told = False  # whether somebody has said that it is gone
+        self.told = False  # True once its end has been told
         self._released = False
 
     @property
@@ -60,7 +61,7 @@ class Server:
             os.kill(self.pid, signal.SIGKILL)
 
     def release(self) -> None:
-        """Of one that has ended."""
+        """Gives back what is held of a server that has ended."""
         self._released = True
         for descriptor in (self.sentinel, self._socket):
             if descriptor is not None:
@@ -71,12 +72,12 @@ class Server:
 
 
 def running() -> Server | None:
-    """The server that children are forked from now, or were until it ended."""
+    """Returns the server that children are forked from now, or were until it ended."""
     return _running
 
 
 def gone() -> str | None:
-    """That it has ended, as a sentence, once."""
+    """Returns the sentence that the server has ended, once; else None."""
     if _running is None or _running.told or _running.lives:
         return None
     _running.told = True
@@ -84,7 +85,7 @@ def gone() -> str | None:
 
 
 def ready() -> bool:
-    """Whether a child can be forked at once; true where nobody knows. Raises OSError."""
+    """Starts the server if need be; returns whether a child can be forked at once, True if unknown. Raises OSError."""
     begin()
     assert _running is not None
     try:
@@ -95,7 +96,7 @@ def ready() -> bool:
 
 
 def leave_removed_directory() -> None:
-    """multiprocessing, and whatever looks for modules, want to know the working directory, which may be gone by now."""
+    """Goes to / if the working directory has been removed: multiprocessing and the look-up of modules need its name."""
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -103,7 +104,7 @@ def leave_removed_directory() -> None:
 
 
 def _here() -> str:
-    """The working directory, by a name that it has also when it is removed, where the system can."""
+    """Returns the working directory, by a name that it keeps when it is removed, where the system can."""
     return f"/proc/{os.getpid()}/cwd" if os.path.isdir("/proc/self/fd") else os.getcwd()
 
 
@@ -112,7 +113,7 @@ def begin() -> None:
     OSError.
     """
     global _running
-    # Nothing that a terminal or a scheduler sends to every process ends it, or the tracker: they inherit this mask. The
+    # Server and tracker inherit this mask: no signal that goes to every process of a terminal or job may end them. The
     # server may still be importing, and the tracker would be started again with a warning.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -135,8 +136,8 @@ def begin_here() -> None:
     """Has children forked from a copy of this process as it is now, in the place of the server there was. Raises
     OSError.
 
-    It is forked in a thread of its own, which has never computed: OpenMP's threads do not outlive a fork, and a thread
-    that has had some waits for them for ever.
+    The copy is made in a thread of its own, which has never computed: OpenMP's threads do not outlive a fork, and a
+    thread that has had some waits for them for ever.
     """
     global _running
     end()
@@ -160,8 +161,8 @@ def begin_here() -> None:
 
 
 def _fork(listener: socket.socket, told: int, alive: int) -> int:
-    """The copy's number; the copy serves until the last descriptor like `alive` is closed."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # of this thread alone, and of the copy
+    """Copies this process; returns the copy's number. The copy serves until all descriptors like `alive` are closed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # for this thread alone, and for the copy
     if pid := os.fork():
         return pid
     try:
@@ -173,7 +174,7 @@ def _fork(listener: socket.socket, told: int, alive: int) -> int:
 
 
 def end() -> None:
-    """Ends the server, if one runs that this process has started; the next child has another."""
+    """Ends the server, if this process has started one that runs; the next child gets another."""
     global _running
     if _running is None:
         return
@@ -182,7 +183,7 @@ def end() -> None:
 
 
 class _Popen(popen_forkserver.Popen):
-    """Starts a child from our server, told nothing of the program's main module."""
+    """Starts a child from our server, and tells it nothing of the program's main module."""
 
     def _launch(self, process_obj: Any) -> None:
         told = {
@@ -197,7 +198,7 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, sent)
         finally:
             context.set_spawning_popen(None)
-        watched, kept = os.pipe()  # it ends with this process, and by that the child
+        watched, kept = os.pipe()  # `kept` is closed when this process ends, and then the child ends
         try:
             self.sentinel, to_child = _server.connect_to_new_process([*self._fds, watched])  # type: ignore[attr-defined]
         except BaseException:
@@ -205,7 +206,7 @@ class _Popen(popen_forkserver.Popen):
             raise
         finally:
             os.close(watched)
-        kept_too = os.dup(to_child)  # by whose end multiprocessing in the child learns of ours
+        kept_too = os.dup(to_child)  # when it is closed, multiprocessing in the child learns of our end
         close: Any = util.close_fds  # type: ignore[attr-defined]
         self.finalizer = util.Finalize(self, close, (kept, kept_too, self.sentinel))
         with open(to_child, "wb") as f:
@@ -242,12 +243,12 @@ class Process:
         return self.join(0)
 
     def join(self, seconds: float | None = None) -> bool:
-        """Waits for its end, at most so long. Returns whether it has come."""
+        """Waits until the process has ended, at most so long. Returns whether it has."""
         return _readable(self.sentinel, seconds)
 
     @property
     def how(self) -> str:
-        """How it has ended, for a sentence."""
+        """How the process has ended, for a sentence."""
         self._process.join(_STATUS_SECONDS)
         code = self._process.exitcode
         if code is None or (code == 255 and self._server is not None and not self._server.lives):
@@ -257,13 +258,13 @@ class Process:
 
     @property
     def killed_by(self) -> int | None:
-        """The signal that has ended it, if that is known."""
+        """The signal that has ended the process, if that is known."""
         self._process.join(_STATUS_SECONDS)
         code = self._process.exitcode
         return -code if code is not None and code < 0 else None
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal, if it lives."""
+        """Sends the process a signal, if it lives."""
         with suppress(ProcessLookupError):
             if self._pidfd is not None:
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -271,10 +272,10 @@ class Process:
                 os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Of one that has ended."""
+        """Gives back what is held of a process that has ended."""
         self._process.join(_STATUS_SECONDS)
         if self._process.exitcode is None and self._server is not None:
-            self._server.kill()  # it stands still, and would keep this process from ending
+            self._server.kill()  # the server stands still, and would keep this process from ending
             self._process.join()
         self._process.close()
         if self._pidfd is not None:
@@ -282,7 +283,9 @@ class Process:
 
 
 def _start() -> Server:
-    """Starts one. What it is told of the program's main module is nothing, so no start method is settled by asking."""
+    """Starts a server. multiprocessing then asks for the program's start method, and so settles it, for data that the
+    server is not sent; that is undone.
+    """
     _server.set_forkserver_preload(_PRELOAD)
     default: Any = context._default_context
     settled = default._actual_context
@@ -295,7 +298,9 @@ def _start() -> Server:
 
 
 def _reach(pid: int) -> Server:
-    """That process, whose socket is reached by a descriptor, where the system can, and so needs no name any more."""
+    """Returns the server with this process number. Where the system can, its socket is reached by a descriptor from now
+    on, and needs no name any more.
+    """
     if not os.path.isdir("/proc/self/fd"):
         return Server(pid, None)
     socket_there = os.open(_server._forkserver_address, os.O_PATH)
@@ -305,10 +310,10 @@ def _reach(pid: int) -> Server:
 
 @contextmanager
 def _nameless() -> Iterator[Callable[[str], str]]:
-    """While it lasts, multiprocessing puts its socket into a directory that is gone afterwards, by a short path, where
-    the system can; yields what makes such a path.
+    """While it lasts, multiprocessing puts its socket into a directory that is removed afterwards, by a short path,
+    where the system can. Yields a function that makes such a path.
 
-    Its own directories only an orderly end removes, and their path may be longer than a socket's may be.
+    Only an orderly end removes multiprocessing's own directories, and their path may be longer than a socket's may be.
     """
     config: Any = process.current_process()._config  # type: ignore[attr-defined]
     before = config.get("tempdir")
@@ -326,7 +331,9 @@ def _nameless() -> Iterator[Callable[[str], str]]:
 
 
 def _forget(server: Server, wait: bool = False) -> None:
-    """That one is gone, or is about to: it ends when this descriptor does."""
+    """Closes the descriptor whose end ends the server, and forgets the server; `wait`: waits until it has ended, and
+    kills one that does not end.
+    """
     os.close(_server._forkserver_alive_fd)
     if wait and server.sentinel is not None and not _readable(server.sentinel, _STATUS_SECONDS):
         server.kill()
@@ -337,8 +344,8 @@ def _forget(server: Server, wait: bool = False) -> None:
 
 
 def _pidfd(pid: int) -> int | None:
-    """A descriptor that can be read once that process has ended; None where the system has none, or the process is gone
-    already.
+    """Returns a descriptor that can be read once that process has ended; None where the system has none, or the process
+    is gone already.
     """
     if not hasattr(os, "pidfd_open"):
         return None

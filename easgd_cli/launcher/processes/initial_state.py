@@ -1,7 +1,7 @@
-"""Where the processes of a run begin: as the problem says or, in a run that goes on, as its checkpoint does.
+"""Where the processes of a run begin: as the problem says or, in a run that goes on, as its checkpoint says.
 
-A worker that the checkpoint leaves out begins like one that comes back: x from the center, v = 0, its old clock. One
-that had not come yet begins like one that comes late: with the center and the mean clock of the others.
+A worker that the checkpoint leaves out begins like one that comes back: x from the center, v = 0, its old clock. A
+worker that had not come yet begins like one that comes late: with the center and the mean clock of the others.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from easgd_cli.transport.shared import Link
 
 
 class InitialState:
-    """What each process is given. `resumed`: the checkpoint to go on from.
+    """What each process begins with. `resumed`: the checkpoint from which the run goes on.
 
     `meeting`: where workers find each other whose messages go into a sum (`transport/collective.py`).
 
-    `moment`: where the run as a whole begins; `new`: workers that had not come before that, while others trained;
+    `moment`: where the run as a whole begins; `new`: workers that had not come by then, though others had trained;
     `threads`: of each worker.
     """
 
@@ -58,21 +58,23 @@ class InitialState:
         self._pace = self._next_points()
 
     def _not_yet_come(self) -> frozenset[int]:
-        """Those that have no state in the checkpoint and no step, if a worker can come late at all."""
+        """Returns the workers that have neither a state in the checkpoint nor taken a step; none where no worker can
+        come late.
+        """
         comes_late = self.returns and self._settings.max_restarts > 0 and CENTER in self._method.variables
         if self._resumed is None or self.moment.step < 1 or not comes_late:
             return frozenset()
         return frozenset(worker for worker, t in self.moment.clocks.items() if t == 0) - self._resumed.workers.keys()
 
     def evaluated(self) -> dict[str, Tensor]:
-        """The vectors that are evaluated, as a run begins with them, by name: x [size] and its average where one is
-        kept.
+        """Returns the vectors that are evaluated as they are in a run that begins anew, by name: x [size] and, where
+        one is kept, its average.
         """
         x = self._experiment.start
         return {"x": x} | ({"average": x} if self._experiment.average is not None else {})
 
     def links(self) -> list[Link]:
-        """A session for every worker, its vectors in shared memory. Raises MemoryError."""
+        """Returns a session for every worker, with its vectors in shared memory. Raises MemoryError."""
         e, workers = self._experiment, range(self._settings.workers)
         average = self._method.alone and e.average is not None
         links = [Link.new(i, self._method, e.size, e.dtype, average=average, masters=self.masters) for i in workers]
@@ -81,14 +83,14 @@ class InitialState:
             links = [replace(link, replica=replica) for link, replica in zip(links, many, strict=True)]
         for link in links:
             vectors = self._vectors(link.worker)
-            if self._method.variables:  # of a fragment that it has not heard of yet it is at the center
+            if self._method.variables:  # so the distance to the center is 0 in fragments without a reply so far
                 link.memory["reply"].copy_(vectors["x"])
             for name, v in vectors.items():
                 link.memory[name].copy_(v)
         return links
 
     def _vectors(self, worker: int) -> dict[str, Tensor]:
-        """Of those a worker lastingly has, all but zeros."""
+        """Returns those of the worker's lasting vectors that do not begin as zeros."""
         if self._resumed is not None and worker in self._resumed.workers:
             return self._resumed.workers[worker].vectors
         if self._method.alone:
@@ -98,13 +100,13 @@ class InitialState:
         }
 
     def worker(self, link: Link, recipe: Recipe) -> WorkerStart:
-        """Of the worker of this session; `recipe`: of its parts, as workers share it."""
+        """Returns the start of the worker of this session; `recipe`: makes its parts, and is shared by all workers."""
         number = link.worker
         interval = self._interval if self._method.alone else None
         start = WorkerStart(recipe, link.for_worker(), self._devices[number], self.threads, interval)
         start.t, start.pace, start.center_device = self.moment.clocks[number], self._pace, self._center_device
         if self._resumed is None:
-            if number == 0:  # a run that goes on has its trace
+            if number == 0:  # a run that goes on has its trace already
                 start.trace = (self._job.run_dir / "logs" / "trace_worker_00.json").absolute()
         elif (state := self._resumed.workers.get(number)) is not None:
             start.t, start.meter, start.spared = state.t, state.tally, state.spared
@@ -115,18 +117,16 @@ class InitialState:
 
     @property
     def returns(self) -> bool:
-        """Whether a worker that is lost can come back: the variables lie in the memory of this machine, not on a
-        GPU.
-        """
+        """True if a lost worker can come back: the variables lie in this machine's memory, and not on a GPU."""
         return not self._method.alone and self._center_device == "cpu"
 
     @property
     def master_returns(self) -> bool:
-        """Whether a master that is lost can be followed by another; not where messages go into a sum."""
+        """True if another master can follow a lost one, which none can where messages go into a sum."""
         return self.returns and self._meeting is None
 
     def returning(self, link: Link, recipe: Recipe, t: int, row: dict[str, Any] | None) -> WorkerStart:
-        """Of a worker that was lost at its clock `t`, having said this `row` last; or of a NEW one."""
+        """Returns the start of a worker that was lost at its clock `t`, or of a NEW one; `row`: its last."""
         start = WorkerStart(recipe, link, self._devices[link.worker], self.threads, None)
         start.t, start.center_device, start.returns, start.spared = max(t, 0), self._center_device, True, t
         start.new = t == NEW
@@ -138,19 +138,21 @@ class InitialState:
         self, before: MasterStart, links: list[Link], clocks: dict[int, int], lost: list[int], moment: Moment,
         closing: bool,
     ) -> MasterStart:  # fmt: skip
-        """Of the master after one that was lost: the same center, where the last one has said it was."""
+        """Returns the start of the master after one that was lost: the same center, at the moment that the last one has
+        told.
+        """
         pace = self._points_after(moment)
         return replace(before, links=links, clocks=clocks, lost=lost, step=moment.step, closing=closing, pace=pace)
 
     def served(self) -> list[int]:
-        """Exchanges before this start, of each master."""
+        """Returns how many exchanges each master has served before this start."""
         owner = None if self._resumed is None else self._resumed.owner
         if owner is None or self.masters == 1:
             return [self.moment.exchanges] * self.masters
         return [served for _, served in owner.masters]
 
     def master(self, links: list[Link], clocks: dict[int, int], place: int = 0) -> MasterStart:
-        """Of the master of these sessions, whose workers begin at `clocks`, at that place among the masters. Its center
+        """Returns the start of the master at `place`, with these sessions, whose workers begin at `clocks`. Its center
         is the caller's to close. Raises MemoryError.
         """
         s, average, entries = self._settings, self._experiment.average, self._slices[place]
@@ -175,7 +177,7 @@ class InitialState:
             clock = owner.masters[place][0] if self.masters > 1 else owner.clock
             start.variables, start.couriers = {**owner.variables, CENTER: clock}, owner.couriers
             start.served, start.step, start.lost = self.served()[place], owner.moment.step, sorted(self.new)
-            start.cpu_seconds = 0.0 if place else owner.cpu_seconds  # of all
+            start.cpu_seconds = 0.0 if place else owner.cpu_seconds  # place 0 has those of all masters
         start.returns = bool(s.max_restarts and self.returns)
         if start.returns and self.master_returns:
             self._allocate_ledger(start, size)
@@ -193,7 +195,7 @@ class InitialState:
         ledger.begin_run(start.served, known, [start.couriers.get(name, 1) - 1 for name in couriers])
 
     def _next_points(self) -> list[float] | None:
-        """The next points of evaluation as the checkpoint has them, unless eval.every has been changed since."""
+        """Returns the next points of evaluation as the checkpoint has them, unless eval.every has changed since."""
         resumed, interval = self._resumed, self._interval
         if resumed is None or interval is None:
             return None
@@ -205,7 +207,7 @@ class InitialState:
         return self._points_after(moment)
 
     def _points_after(self, moment: Moment) -> list[float] | None:
-        """The first points of evaluation after this moment."""
+        """Returns the first points of evaluation after this moment."""
         interval = self._interval
         if interval is None:
             return None

@@ -1,8 +1,8 @@
 """launcher=local: one machine, a process for the master, for every worker and for the evaluator.
 
-The launcher itself computes nothing. It starts the others, listens to them, is the only one that writes the
-record, and ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets.
-What follows from what is heard is the supervisor's affair.
+The launcher itself computes nothing. It starts the others, listens to them, is the only one that writes the record, and
+ends everything: on success, failure, Ctrl-C and SIGTERM. It is single-threaded, one loop over sockets. The supervisor
+decides what follows from what the launcher hears.
 """
 
 from __future__ import annotations
@@ -43,20 +43,21 @@ from easgd_cli.training.worker import WorkerLoop, WorkerStart
 from easgd_cli.transport.meeting import Meeting
 
 _PATIENCE = Patience()
-_LOOK_UP_SECONDS = 0.1  # how long nothing may happen before signals are looked at
+_LOOK_UP_SECONDS = 0.1  # the longest wait for a message before signals are looked at
 
 
 def launch(job: Job, experiment: Experiment, collective: bool = False) -> Outcome:
-    """Runs the job to its end. `collective`: the messages of rounds go into a sum. Raises RunError when it could not be
-    started.
+    """Runs the job to its end. `collective`: True if the messages of rounds go into a sum. Raises RunError when the job
+    could not be started.
     """
     meeting = Meeting(AnonymousFile()) if collective else None
     return driver.run(job, experiment, lambda journal: Processes(job, experiment, journal, meeting=meeting))
 
 
 class Processes:
-    """The processes of a run, and their supervisor's ears and hands. `children`: has them, and their logs there;
-    `meeting`: where workers find each other whose messages go into a sum.
+    """The processes of a run: tells the supervisor what they say, and carries out its commands. `children`: makes the
+    collection of processes, with their logs in a directory; `meeting`: where workers find each other whose messages go
+    into a sum.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class Processes:
         self._runner = CommandRunner(
             self._children, self.supervisor, self._recovery, self._masters, self._watch, moment.seconds, self._pass_on
         )
-        self._vectors = 2.0  # of an exchange, on the average
+        self._vectors = 2.0  # that an exchange moves, on the average
         self._waiting: list[int] = []  # workers whose messages the master keeps until a round is complete
 
     # ---------------------------------------------------------------- start
 
     def start(self) -> None:
-        """Starts masters, workers and evaluator, where their run begins. Raises RunError, MemoryError or OSError."""
+        """Starts masters, workers and evaluator, where the run begins. Raises RunError, MemoryError or OSError."""
         s, initial, resumed = self._experiment.settings, self._initial, self._journal.resumed
         recipe = self._experiment.recipe.shared()
         links, clocks, owners = initial.links(), {}, list[MasterStart]()
@@ -125,7 +126,7 @@ class Processes:
     # ---------------------------------------------------------------- the loop
 
     def handle_next(self) -> None:
-        """Waits for the next event, at most a moment, and does what it asks for."""
+        """Waits for the next event, at most a moment, and does what follows from it."""
         heard = self._children.wait(_LOOK_UP_SECONDS)
         self.supervisor.now = self._seconds()
         for party in heard:
@@ -138,7 +139,7 @@ class Processes:
         self._children.start_due()
         self.supervisor.tick(self._seconds())
         self._runner.obey()
-        self.supervisor.now = self._seconds()  # a process may have been started, and a signal comes now
+        self.supervisor.now = self._seconds()  # starting a process takes time, and a signal may be told next
 
     def _seconds(self) -> float:
         began = self._children.began
@@ -165,10 +166,10 @@ class Processes:
     def _done(self, party: ProcessName, child: Child) -> None:
         child.done = True
         if isinstance(party, int):
-            self._runner.tell_masters({"kind": "gone", "worker": party})  # the next one may not have heard its end
+            self._runner.tell_masters({"kind": "gone", "worker": party})  # a later master may not have heard the end
 
     def _pass_on(self, said: Iterable[Said]) -> None:
-        """What the masters say, as one."""
+        """Handles messages of the masters, put together as those of one."""
         for message, tensors in said:
             self._handle(MASTER, message, tensors)
 
@@ -176,7 +177,7 @@ class Processes:
         for master in self._masters.parties if isinstance(party, int) else ():
             of = self._children.get(master)
             if of is not None and of.process.ended and not of.done:
-                self._hear(master)  # if the worker ended because the master did, that is the news
+                self._hear(master)  # first: the worker may have ended because the master did
                 if self.supervisor.over:
                     return
         far, how = self._children.far_host(party), child.how
@@ -187,7 +188,7 @@ class Processes:
                 how = f"{party}, with its slice, on {far}: {how}"
             elif not self._masters.ended(place):
                 return
-        elif party == self._runner.lead:  # it may have marked the place of one master and not of another
+        elif party == self._runner.lead:  # its mark may have reached one master and not another
             self._pass_on(self._masters.forget_checkpoint())
         self.supervisor.ended(
             party_of(party), how, refused=child.refused, raised=child.error is not None, log_file=str(child.log),
@@ -249,14 +250,14 @@ class Processes:
             )  # fmt: skip
             if message["purpose"] == "last":
                 self.supervisor.closing(owner)
-                self._runner.tell_masters({"kind": "close"})  # unless they have been told to stop before
+                self._runner.tell_masters({"kind": "close"})  # too late for those that have been told to stop
             else:
                 self.supervisor.owner_state(owner, message["purpose"] == "final")
 
     # ---------------------------------------------------------------- closing
 
     def end(self) -> None:
-        """Leaves no process behind, whatever happened."""
+        """Ends all processes, whatever has happened."""
         self._watch.links(last=True)
         evaluator = self._children.get(EVALUATOR)
         if evaluator is not None and not evaluator.process.ended:
@@ -265,16 +266,16 @@ class Processes:
         self._recovery.close()
 
     def show_stacks(self) -> None:
-        """Has every process write where it is into its log."""
+        """Has every process write its stacks into its log."""
         self._children.signal(signal.SIGQUIT, list(self._children))
 
     def facts(self) -> dict[str, Any]:
-        """What else the summary says."""
+        """Returns what else the summary says."""
         own = {"threads": self._initial.threads, "vectors_per_exchange": self._vectors}
         return own | self._children.facts()
 
     def release(self) -> None:
-        """Leaves no snapshot on the disk."""
+        """Removes the snapshots that wait on the disk."""
         self._queue.clear()
 
 
@@ -284,7 +285,7 @@ def _worker(party: Party) -> int:
 
 
 def _take(tensors: SharedTensors | None) -> dict[str, Any]:
-    """The vectors that came with a message, by name; the memory lives as long as they do."""
+    """Returns the vectors that came with a message, by name; their memory lives as long as they do."""
     assert tensors is not None
     vectors = dict(tensors.tensors)
     tensors.close()

@@ -1,8 +1,8 @@
-"""What several masters say, as the word of one: masters=k. Supervisor, record and evaluator know of one master.
+"""Puts together what several masters say (masters=k): supervisor, record and evaluator know of one master.
 
-Each owns a slice and takes its own snapshots, at its own place in its own order. What belongs together is put together:
-whoever has said his slice of one is not listened to further until all have said theirs, so the record holds then what
-has led to these slices and nothing else.
+Each master owns a slice and takes its own snapshots, at its own place in its own order of exchanges. A master that has
+said its slice of a snapshot is not listened to further until all masters have said theirs. So by then the record holds
+the exchanges that have led to these slices, and no others.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ from easgd_cli.system.shared_memory import SharedTensors
 
 Said = tuple[dict[str, Any], SharedTensors | None]
 
-# Where one master has said a snapshot and another one of a later kind, the first has no counterpart any more.
+# A master's snapshot is dropped when another master says one of a later kind: its other slices never come.
 _ORDER = ("evaluate", "checkpoint", "last", "final")
 
 
 class Masters:
-    """Those of a run, by their places. `served`: how many exchanges each had served before. `heard`: how many of each
-    have been said, whether or not they have been passed on.
+    """The masters of a run, by their places. `served`: how many exchanges each had served before this start. `heard`:
+    how many exchanges of each have been said by now, whether or not they have been passed on.
     """
 
     def __init__(self, served: Sequence[int]):
         self.heard = list(served)
         self._said: list[deque[Said]] = [deque() for _ in served]
-        self._exchanges = sum(served)  # passed on
+        self._exchanges = sum(served)  # that have been passed on
         self._cpu, self._step = [0.0] * len(served), 0.0
         self._waiting: list[list[int]] = [[] for _ in served]
-        self._marked = False  # whether a checkpoint is being taken
+        self._marked = False  # True while a checkpoint is being taken
         self._ready: set[int] = set()
-        self._replaced: set[int] = set()  # those that have ended, and are yet to be started again
+        self._replaced: set[int] = set()  # places whose master has ended and has no successor yet
 
     @property
     def parties(self) -> list[ProcessName]:
-        """Their processes' names."""
+        """The names of the masters' processes."""
         return [master_at(place) for place in range(len(self._said))]
 
     def place(self, party: ProcessName) -> int | None:
-        """Of a master; None of others."""
+        """Returns the place of a master; None for any other process."""
         return self.parties.index(party) if isinstance(party, str) and party in self.parties else None
 
     def ready(self, place: int) -> bool:
-        """It waits for training to begin; returns whether all do."""
+        """Notes that the master at `place` waits for training to begin. Returns whether all masters do."""
         self._ready.add(place)
         return len(self._ready) == len(self._said)
 
     def marks(self) -> None:
-        """A checkpoint is asked for."""
+        """Notes that a checkpoint is asked for."""
         self._marked = True
 
     def ended(self, place: int) -> bool:
-        """It has died. Returns whether that is news: one that dies while another is about to be replaced is replaced
-        with it.
+        """Notes that the master at `place` has died. Returns whether that is news: one that dies while another is about
+        to be replaced is replaced with it.
         """
         self._replaced.add(place)
         return len(self._replaced) == 1
 
     def to_replace(self) -> list[int]:
-        """Those that are to be started again now."""
+        """Returns the places whose masters are to be started again now."""
         places, self._replaced = sorted(self._replaced), set()
         return places
 
     def hear(self, place: int, message: dict[str, Any], tensors: SharedTensors | None) -> Iterator[Said]:
-        """One of them has said this. What all of them have said by now, as one would have."""
+        """Takes a message of one master. Yields the messages that can be passed on by now, as those of one master."""
         if message["kind"] in ("served", "order"):
             self.heard[place] += len(message["workers"])
         if self._marked or message.get("purpose") != "checkpoint" or len(self._said) == 1:
@@ -77,14 +77,16 @@ class Masters:
         yield from self._passed_on()
 
     def forget_checkpoint(self) -> Iterator[Said]:
-        """The mark of the checkpoint that is being taken may not reach all of them. The same."""
+        """Gives up the checkpoint that is being taken: its mark may not reach all masters. Yields as `hear` does."""
         self._marked = False
         for place in range(len(self._said)):
             self._drop(place, "checkpoint")
         yield from self._passed_on()
 
     def forget_last(self, place: int) -> None:
-        """It has died; what it had before the closing exchange, the next one says again."""
+        """Drops the snapshot that the master, which has died, took before the closing exchange: its successor says it
+        again.
+        """
         self._drop(place, "last")
 
     def _drop(self, place: int, purpose: str) -> None:
@@ -107,9 +109,9 @@ class Masters:
                     said.popleft()
 
     def _of_one(self, place: int, message: dict[str, Any]) -> dict[str, Any]:
-        """What one has said, as of the whole."""
+        """Returns the message of one master as that of all masters together."""
         if message["kind"] == "returned":
-            # the steps are lost once
+            # lost steps are counted once, of the first master
             return {**message, "master": place, **({"lost": 0, "missed": 0} if place else {})}
         if message["kind"] not in ("served", "order"):
             return message
@@ -126,7 +128,7 @@ class Masters:
         }  # fmt: skip
 
     def _whole(self, said: Sequence[Said]) -> Said:
-        """A snapshot of these slices."""
+        """Returns the snapshot that consists of these slices."""
         messages, parts = [message for message, _ in said], [tensors for _, tensors in said if tensors is not None]
         if messages[0]["purpose"] == "checkpoint":
             self._marked = False
@@ -146,8 +148,10 @@ class Masters:
 
 
 def _rank(message: dict[str, Any]) -> tuple[float, ...]:
-    """By which snapshots of several masters belong together, and which of two is the later."""
+    """Returns a snapshot's rank. Snapshots of several masters belong together if their ranks are equal; the later has
+    the higher.
+    """
     which = _ORDER.index(message["purpose"])
-    if message["purpose"] == "evaluate":  # by the point that is next, and by who has asked for it
+    if message["purpose"] == "evaluate":  # by the next points of evaluation, and by the request's number
         return (which, *message["pace"], message.get("number", 0))
     return (which, message.get("mark", 0))

@@ -1,6 +1,4 @@
-"""Runs whose workers torch.distributed keeps together: processes and a supervisor as of launcher=local, without a
-master.
-"""
+"""Runs whose workers torch.distributed keeps together: processes and a supervisor as with launcher=local, no master."""
 
 from __future__ import annotations
 
@@ -17,12 +15,14 @@ from easgd_cli.training.data_parallel import Averaging, Rendezvous, backend
 from easgd_cli.training.peers import PeerLoop, PeerStart, agreement
 from easgd_cli.training.worker import WorkerStart
 
-# a worker that stands still is named and ends with the run; a collective that gave up on it would blame another
+# The launcher names a worker that stands still. A collective that gave up before would blame another worker.
 _TIMEOUT = 24 * 3600.0
 
 
 def launch(job: Job, experiment: Experiment, averaging: Averaging, name: str) -> Outcome:
-    """Runs the job to its end; `name`: torch's of what averages. Raises RunError when it could not be started."""
+    """Runs the job to its end; `name`: torch's name of what averages. Raises RunError when the job could not be
+    started.
+    """
     with scratch_directory() as directory:
         meeting = directory / "meeting"
         return driver.run(job, experiment, lambda journal: Peers(job, experiment, journal, averaging, name, meeting))
@@ -42,10 +42,10 @@ class Peers(Processes):
     def _start_worker(self, start: WorkerStart) -> None:
         number = start.link.worker
         if number:
-            start.interval = None  # the first alone owns what is evaluated
+            start.interval = None  # worker 0 alone owns what is evaluated
         peer = PeerStart(start, Rendezvous(number, *self._group), self._averaging, self._agreed)
         self._children.start(number, PeerLoop, peer)
 
     def facts(self) -> dict[str, Any]:
-        """What else the summary says."""
+        """Returns what else the summary says."""
         return {**super().facts(), "under": self._name}

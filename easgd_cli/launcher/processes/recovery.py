@@ -1,4 +1,4 @@
-"""What outlives a process that is started again, and how the next one begins with it."""
+"""What is kept of a process for the one that is started in its place, and how that one begins."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from easgd_cli.transport.shared import Link
 
 
 class Recovery:
-    """The workers' vectors and last rows, and each master's center with its ledger. `masters`: how far the orders of
-    their exchanges have been heard.
+    """Keeps the workers' vectors and last rows, and each master's center with its ledger. `masters`: knows how far the
+    order of each master's exchanges has been heard.
     """
 
     def __init__(self, children: Children, supervisor: Supervisor, initial: InitialState, masters: Masters):
@@ -30,25 +30,25 @@ class Recovery:
         self._owners: list[MasterStart] = []
 
     def keep(self, recipe: Recipe, links: list[Link], owners: list[MasterStart]) -> None:
-        """The first processes have these; where nobody is started again, nothing is kept of them."""
+        """Keeps what the first processes have; where no process is ever started again, gives it back."""
         self._recipe = recipe
         recovers = self._supervisor.plan.max_restarts > 0
         for owner in owners if not recovers else ():
             owner.center.close()
         self._owners = owners
         for link in links:
-            link.close_sockets()  # or no end would ever be seen by the other
+            link.close_sockets()  # or neither side would ever see the other's end
             if recovers:
                 self._links[link.worker] = link
             else:
                 link.close_memory()
 
     def row(self, worker: int, row: dict[str, Any]) -> None:
-        """What the worker has said last."""
+        """Keeps the worker's last row."""
         self._rows[worker] = row
 
     def worker(self, worker: int, t: int) -> None:
-        """Starts a worker that was lost, to come back in sessions of its own, with the memory it had."""
+        """Starts a worker that was lost, with the memory it had, and with new sessions with all masters."""
         assert self._recipe is not None
         parties = self._masters.parties
         pairs = [socket.socketpair() for _ in parties]
@@ -61,8 +61,8 @@ class Recovery:
             self._children.tell(party, {"kind": "session", "worker": worker}, theirs)
 
     def unheard(self, place: int) -> list[int] | None:
-        """The exchanges of the master of this place, which has died, that have not been said; None where the run cannot
-        go on without.
+        """Returns the exchanges of the dead master at `place` that the launcher has not heard of; None where the run
+        has failed, since they are not known any more.
         """
         owner = self._owners[place]
         assert owner.ledger is not None
@@ -77,14 +77,14 @@ class Recovery:
             return None
 
     def master(self, place: int, stopped: bool) -> None:
-        """Starts the next master of this place, with the center as the last one has left it, and sessions of its own
-        with all that train.
+        """Starts the next master at `place`, with the center as the last one has left it, and new sessions with all
+        workers that train. `stopped`: tells it that no round comes any more.
         """
         supervisor, children, links = self._supervisor, self._children, []
         party, entries = self._masters.parties[place], self._owners[place].links[0].entries
         for worker, member in supervisor.members.items():
             end = None
-            if member.live or member.away or not children[worker].done:  # the last may wait for its closing
+            if member.live or member.away or not children[worker].done:  # or waits for the closing exchange
                 ours, end = socket.socketpair()
                 children.tell(worker, {"kind": "session", "place": place}, ours)
             links.append(replace(self._links[worker].with_sockets(master=end), entries=entries))
@@ -100,6 +100,6 @@ class Recovery:
             children.tell(party, {"kind": "stop" if supervisor.stopping else "over"})
 
     def close(self) -> None:
-        """Gives back what it keeps."""
+        """Gives back the memory that it keeps."""
         for link in self._links.values():
             link.close_memory()

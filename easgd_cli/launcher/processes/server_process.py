@@ -1,7 +1,7 @@
-"""Within the server that a run's processes are forked from: what multiprocessing's leaves open there.
+"""What is done within the server that a run's processes are forked from, beside what multiprocessing does there.
 
-A process is bound to its launcher as the first thing it does, and a launcher that is killed while it asks for one is no
-error of the server's.
+A process is bound to its launcher as the first thing it does. A launcher that is killed while it asks for a process is
+no error of the server's.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 
 from easgd_cli.system import interruption
 
-READY = "easgd-server"  # the name it gives itself when it has imported what children need
+READY = "easgd-server"  # the server's process name once it has imported what children need
 
 
 def name_process(name: str) -> None:
-    """Names this process as `ps` and `top` show it, where the system can; of a longer name 15 letters."""
+    """Names this process as `ps` and `top` show it, where the system can; longer names are cut to 15 letters."""
     with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
         f.write(name)
 
 
 def make_ready() -> None:
-    """This process is the server from here on, and multiprocessing's loop is about to serve in it."""
+    """Makes this process the server, in which multiprocessing's loop is about to serve."""
     server: Any = forkserver
     receive, serve = server.reduction.recvfds, server._serve_one
 
     def received(*socket_and_size: Any) -> Any:
         try:
             return receive(*socket_and_size)
-        except EOFError as e:  # it would end the server, which goes on after this one
+        except EOFError as e:  # would end the server, unlike the error that is raised in its place
             raise ConnectionAbortedError(errno.ECONNABORTED, "whoever asked for a process has ended") from e
 
     def serve_one(child_r: int, fds: list[int], *more: Any) -> Any:
@@ -41,11 +41,11 @@ def make_ready() -> None:
         try:
             return serve(child_r, fds, *more)
         except Exception:
-            if interruption.has_ended(launcher):  # in the middle of what it was sending
+            if interruption.has_ended(launcher):  # the launcher ended while it was sending
                 return 1
             raise
 
-    gc.freeze()  # what a collector looks at it marks, and each child would have a copy of it: 30 MB
+    gc.freeze()  # a collection writes to all it looks at, and each child would have a copy of that: 30 MB
     server.reduction = SimpleNamespace(**{**vars(server.reduction), "recvfds": received})  # for the server alone
     server._serve_one = serve_one
     name_process(READY)

@@ -1,10 +1,10 @@
-"""Which processes stand still, by what they say and by what the system says of them. It costs them nothing.
+"""Finds processes that stand still, by what they say and by what the system says of them, at no cost to them.
 
 A worker says where it is a few times a second, but only between two steps, and a step may take minutes; a master says
-it always. So silence alone means little. Once a second the system is asked (/proc/PID/stat, 20 microseconds a process):
-one that is stopped stands still, whatever it was doing. One that is not, stands still when it has neither said anything
-nor used the processor nor asked for it, though it has something to do: longer than any of its steps have taken, which
-may sleep or wait for a device. Where there is no /proc nobody is found to stand still.
+it always. So silence alone means little. Once a second the system is asked (/proc/PID/stat, 20 microseconds a process).
+A process that is stopped stands still, whatever it was doing. Another process stands still when it has something to do,
+but has neither said anything nor used or asked for the processor, for longer than any of its steps has taken: a step
+may sleep, or wait for a device. Where there is no /proc, no process is found to stand still.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import NamedTuple
 from easgd_cli.launcher.supervisor.parties import MASTER, ProcessName
 
 _LOOK_SECONDS = 1.0
-_STOPPED_SECONDS = 2.0  # of silence, before a stopped process is told of: a debugger's look is shorter
-_IDLE_SECONDS = 10.0  # the same for one that is not stopped
-_STEPS = 3  # the longest step so far, so many times, is no silence
+_STOPPED_SECONDS = 2.0  # of silence before a stopped process is told of; a debugger stops one for less
+_IDLE_SECONDS = 10.0  # the same for a process that is not stopped
+_STEPS = 3  # a silence is longer than so many times the longest step so far
 
 
 class ProcessState(NamedTuple):
-    """Of a process: the letter that ps shows, and the processor time it has used, in ticks."""
+    """The state of a process: the letter that ps shows, and the processor time that it has used, in ticks."""
 
     letter: str
     ticks: int
 
 
 class Silent(NamedTuple):
-    """For how many seconds by now; `stopped`: by a signal."""
+    """How many `seconds` a process has stood still; `stopped`: by a signal."""
 
     seconds: float
     stopped: bool
@@ -37,21 +37,21 @@ class Silent(NamedTuple):
 
 @dataclass
 class _Seen:
-    moved: float  # when it last did anything
+    moved: float  # when the process last did anything
     heard: float
-    longest: float | None = None  # seconds between two words of it, the most so far
+    longest: float | None = None  # the most seconds so far between two of its messages
     ticks: int = -1
 
 
 class Standstill:
-    """What has been heard and seen of each party. All times are in seconds of one clock."""
+    """What has been heard and seen of each process. All times are in seconds of one clock."""
 
     def __init__(self) -> None:
         self._seen: dict[ProcessName, _Seen] = {}
         self._looked: float | None = None
 
     def heard(self, party: ProcessName, now: float) -> None:
-        """It has said something."""
+        """Notes that the process has said something."""
         seen = self._seen.get(party)
         if seen is None:
             self._seen[party] = _Seen(now, now)
@@ -60,7 +60,7 @@ class Standstill:
         seen.moved = seen.heard = now
 
     def due(self, now: float) -> bool:
-        """Whether it is time to look again. A launcher that has itself stood still knows nothing of the others."""
+        """Returns whether to look now. After a standstill of the launcher itself, all processes count as just heard."""
         if self._looked is not None and now - self._looked < _LOOK_SECONDS:
             return False
         if self._looked is not None and now - self._looked > 3 * _LOOK_SECONDS:
@@ -72,9 +72,9 @@ class Standstill:
     def look(
         self, states: Mapping[ProcessName, ProcessState | None], waiting: Collection[ProcessName], now: float
     ) -> dict[ProcessName, Silent]:
-        """Those of these processes that stand still; None: nobody knows of that one.
+        """Returns those of these processes that stand still. The state of a process of which nothing is known is None.
 
-        Who is `waiting` for another is not to blame, and when the master stands still they all are.
+        A process that is `waiting` for another is not to blame; when the master stands still, all others are waiting.
         """
         found: dict[ProcessName, Silent] = {}
         masters = {party for party in states if str(party).startswith(MASTER)}
@@ -101,7 +101,7 @@ class Standstill:
 
 
 def state_of(pid: int) -> ProcessState | None:
-    """What the system says of that process; None where it does not."""
+    """Returns what the system says of that process; None where it says nothing."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()

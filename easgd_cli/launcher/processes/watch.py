@@ -1,5 +1,5 @@
-"""Looks after processes that stand still: the supervisor is told, and those that a fault on purpose has stopped are
-woken; master and evaluator have their faults from here.
+"""Looks after processes that stand still: tells the supervisor of them, and wakes those that a fault on purpose has
+stopped. Master and evaluator suffer their faults on purpose from here.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from easgd_cli.training.snapshot import Moment
 
 class Watch:
     """What is seen of a run's processes, and done to them. `faults`: all of the run; `served`: exchanges before this
-    command, whose faults have happened.
+    start, whose faults have happened already.
     """
 
     def __init__(self, children: Children, supervisor: Supervisor, faults: Sequence[Fault], served: int):
         self._children, self._supervisor = children, supervisor
         self._standstill = Standstill()
-        self._links: Links | None = None  # from when there are any to tell of
+        self._links: Links | None = None  # made once there are links to tell of
         self._silent: set[ProcessName] = set()
-        self._asleep: dict[ProcessName, float] = {}  # stopped by a fault on purpose, and when they are to be woken
+        self._asleep: dict[ProcessName, float] = {}  # when processes that a fault has stopped are to be woken
         self._of_master = [f for f in faults if f.exchange is not None and f.exchange >= served]
         self._of_evaluator = [f for f in faults if f.evaluation is not None]
         self._measured = 0
 
     def heard(self, party: ProcessName) -> None:
-        """It has said something."""
+        """Notes that the process has said something."""
         self._asleep.pop(party, None)
         if self._children.began is not None:
             self._standstill.heard(party, time.monotonic())
 
     def look(self, waiting: Collection[ProcessName]) -> None:
-        """Tells the supervisor who stands still, but for those that wait for others, and wakes whose time is over."""
+        """Tells the supervisor which processes but the `waiting` ones stand still; wakes those whose fault is over."""
         now = time.monotonic()
         if self._standstill.due(now):
             self._tell(waiting, now)
             self.links()
         for party, until in self._asleep.items():
-            if now >= until:  # again and again until it speaks: it may stop a moment after it said so
+            if now >= until:  # repeated until the process speaks: it may stop a moment after it said so
                 self._children.signal(signal.SIGCONT, [party])
 
     def links(self, last: bool = False) -> None:
-        """Tells how the links to other hosts stand, for the `last` time where training has ended."""
+        """Tells how the links to other hosts stand; `last`: training has ended."""
         if self._children.began is not None and (links := self._children.links()):
             self._links = self._links or Links(self._supervisor.journal)
             told = self._supervisor.moment
@@ -69,26 +69,26 @@ class Watch:
     # ---------------------------------------------------------------- faults on purpose
 
     def said(self, party: ProcessName, what: str, seconds: float) -> None:
-        """A worker is about to suffer a fault of its own; one that stops itself is woken after so many `seconds`."""
+        """Notes that a process is about to suffer a fault; a stopped one is woken after so many `seconds`."""
         log.info("%s: a fault on purpose, %s", self._children[party].name, what)
         if what == "stop":
             self._asleep[party] = time.monotonic() + seconds
 
     def served(self, exchanges: int) -> None:
-        """The master has served so many in all: the faults up to there happen to it, each once."""
+        """Has the master suffer the faults that are due now that it has served so many exchanges in all, each once."""
         due = [f for f in self._of_master if f.exchange is not None and f.exchange <= exchanges]
         for fault in due:
             self._of_master.remove(fault)
             self._inflict(MASTER, fault)
 
     def measuring(self) -> None:
-        """The evaluator has been given a snapshot."""
+        """Has the evaluator suffer the fault that is due at the snapshot it has been given."""
         for fault in [f for f in self._of_evaluator if f.evaluation == self._measured]:
-            self._of_evaluator.remove(fault)  # it is given again to the next evaluator, which is spared
+            self._of_evaluator.remove(fault)  # the next evaluator is given the snapshot again, and is spared
             self._inflict(EVALUATOR, fault)
 
     def measured(self) -> None:
-        """And has measured it."""
+        """Notes that the evaluator has measured the snapshot."""
         self._measured += 1
 
     def _inflict(self, party: ProcessName, fault: Fault) -> None:
