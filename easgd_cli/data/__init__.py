@@ -1,3 +1,3 @@
-"""Data: sets of this package, forms that users' own may have (`dataset.py`), what lies in files, and how batches are
-read. vision.py is the only door to torchvision.
+"""Data sets: those of this package, the forms that users' own may have (`dataset.py`), reading them from files, and
+making batches. torchvision is imported through vision.py only.
 """

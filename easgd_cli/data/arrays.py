@@ -25,17 +25,17 @@ _PIXEL = 1 / 255
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Inputs and targets by split ("train", "test", "held_out"), the first axis counts samples.
+    """Inputs and targets by split ("train", "test", "held_out"); the first axis of a tensor counts samples.
 
     Inputs are a tensor, or a tuple or dictionary of tensors. uint8 is handed to the net as numbers from 0 to 1, other
-    whole numbers as they are, and the rest in the net's type. Targets are None for tokens, which are their own.
+    whole numbers as they are, and the rest in the net's type. `labels` are the targets, None for inputs of tokens.
     """
 
     inputs: Mapping[Split, Any]
     labels: Mapping[Split, Tensor | None]
     targets: Targets
     classes: tuple[str, ...] | None = None
-    about: str | None = None  # what a user should know of them, a sentence
+    about: str | None = None  # a sentence about the data for the user
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
 
     ahead: ClassVar[int] = 0
@@ -78,7 +78,7 @@ class Arrays:
         return len(next(nest.leaves(self.inputs[split]))) if split in self.inputs else 0
 
     def hold_out(self, n: int) -> Arrays:
-        """The same with `n` training samples set aside, of labels by class. Raises UsageError."""
+        """Returns this set with `n` training samples set aside; of labels a share of each class. Raises UsageError."""
         labels = self.labels["train"]
         by_class = self.targets == "labels" and labels is not None and labels.dim() == 1 and int(labels.min()) >= 0
         if by_class and labels is not None:
@@ -91,15 +91,15 @@ class Arrays:
         return replace(self, inputs={**self.inputs, **inputs}, labels={**self.labels, **targets}, memory=None)
 
     def share(self) -> Arrays:
-        """The same in anonymous shared memory. Raises MemoryError."""
+        """Returns this set in anonymous shared memory. Raises MemoryError."""
         return _rebuilt(self._form(), SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled without the numbers when they are in shared memory."""
+        """Leaves the tensors out of the pickle when they are in shared memory."""
         return _rebuilt, (self._form(), self.memory if self.memory is not None else self._tensors(), self._rest())
 
     def training_on(self, device: torch.device) -> Arrays:
-        """The same with the training samples on `device`."""
+        """Returns this set with the training samples on `device`."""
         if device.type == "cpu":
             return self
         inputs, labels = self.inputs["train"], self.labels["train"]
@@ -110,7 +110,7 @@ class Arrays:
         )
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
-        """That batch, to be asked for: here it is made at once, and nothing is drawn."""
+        """Makes the batch at once, without random numbers, and returns a function that returns it."""
         batch = self._batch("train", indices, dtype)
         return lambda: batch
 
@@ -139,12 +139,12 @@ class Arrays:
         }
 
     def _form(self) -> Any:
-        """Inputs and labels with the names of the tensors in their places."""
+        """Returns inputs and labels with each tensor replaced by its name."""
         places = {id(t): name for name, t in self._tensors().items()}
         return nest.mapped(lambda t: places.get(id(t)), (dict(self.inputs), dict(self.labels)))
 
     def _rest(self) -> dict[str, Any]:
-        """All but the tensors."""
+        """Returns all fields but the tensors."""
         return {"targets": self.targets, "classes": self.classes, "about": self.about}
 
 
@@ -156,7 +156,7 @@ def _rebuilt(form: Any, tensors: SharedTensors | dict[str, Tensor], rest: dict[s
 
 
 def as_numbers(t: Any, dtype: torch.dtype) -> Any:
-    """A part of a batch as the net takes it; what is no tensor stays."""
+    """Returns a part of a batch as the net takes it; anything but a tensor is returned as it is."""
     if not isinstance(t, Tensor):
         return t
     if t.dtype == torch.uint8:
@@ -165,7 +165,7 @@ def as_numbers(t: Any, dtype: torch.dtype) -> Any:
 
 
 def kind_of(targets: Tensor | None) -> Targets:
-    """What targets of this type and shape [N, ...] are taken for."""
+    """Returns the kind of these targets [N, ...], by their type and shape."""
     if targets is None:
         return "tokens"
     if targets.dtype == torch.bool:
@@ -176,7 +176,7 @@ def kind_of(targets: Tensor | None) -> Targets:
 def arrays(
     x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str, classes: tuple[str, ...] | None = None
 ) -> Arrays:
-    """A data set of tensors or arrays, checked. Raises UsageError naming the data set, what is wrong, and the rule."""
+    """Returns a checked data set of tensors or arrays. Raises UsageError naming data set, what is wrong, and rule."""
     given = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     given = {part: np.asarray(value) if isinstance(value, list) else value for part, value in given.items()}
     made = {

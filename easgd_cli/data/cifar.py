@@ -1,4 +1,4 @@
-"""What CIFAR-10 and CIFAR-100 (Krizhevsky 2009) share: files of pickled arrays, which may call nothing when read."""
+"""Reads CIFAR-10 and CIFAR-100 (Krizhevsky 2009): files of pickled arrays, read without calling what a file names."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two is laid out in its published Python format."""
+    """One of the two data sets, as it is laid out in its published Python format."""
 
-    dataset: str  # the option
+    dataset: str  # its name in `dataset=`
     title: str
-    # the name of its class in torchvision, which knows where it is published and with which checksums
+    # the name of torchvision's class for the set, which has the address and checksums
     torchvisions: str
     folder: str
     train: tuple[str, ...]  # files
@@ -34,7 +34,7 @@ class Layout:
     test_rows: int
     labels: str  # the key of the labels in a file of images
     names: str  # the file of class names
-    label_names: str  # their key in it
+    label_names: str  # the key of the names in that file
     classes: int
 
     @property
@@ -44,7 +44,7 @@ class Layout:
 
 
 def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
-    """The set from its folder in `root`; `download` and `verify` as its own function says. Raises UsageError."""
+    """Returns the set from its folder in `root`; `download`, `verify`: see `cifar10`. Raises UsageError."""
     with published.reading(root, layout.title):
         return _load(layout, root, download, verify)
 
@@ -143,7 +143,7 @@ def _read_names(layout: Layout, file: Path) -> tuple[str, ...]:
 def _read(layout: Layout, file: Path) -> dict[Any, Any]:
     try:
         with file.open("rb") as stream:
-            content = _Unpickler(stream, encoding="latin1").load()  # written by Python 2, whose texts are bytes
+            content = _Unpickler(stream, encoding="latin1").load()  # written by Python 2, whose strings are bytes
     except pickle.UnpicklingError as e:
         if "truncated" in str(e):
             raise UsageError(f"dataset={layout.dataset}: {file} is truncated; fetch or copy it again.") from e
@@ -152,7 +152,7 @@ def _read(layout: Layout, file: Path) -> dict[Any, Any]:
         raise UsageError(f"dataset={layout.dataset}: {file} is truncated; fetch or copy it again.") from e
     except OSError:
         raise
-    except Exception as e:  # damaged bytes can decode to any instruction
+    except Exception as e:  # damaged bytes can stand for any instruction of pickle, and so raise anything
         raise UsageError(
             f"dataset={layout.dataset}: {file} is damaged ({type(e).__name__}: {e}); fetch or copy it again."
         ) from e
@@ -165,9 +165,9 @@ def _read(layout: Layout, file: Path) -> dict[Any, Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads built-in values and arrays of numbers, and calls nothing else, whatever a file asks for.
+    """Reads built-in values and arrays of numbers, and refuses to call anything else that a file names.
 
-    Not even numpy's own code is let near the file: a pickled dtype can be made to describe memory that is not its own.
+    Numpy's own functions are not called with a file's content: a forged dtype can describe memory outside its array.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -180,7 +180,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: a plain number type, its byte order among what `__setstate__` gets."""
+    """Stands in for numpy.dtype: a type of whole numbers, whose byte order `__setstate__` is told."""
 
     def __init__(self, code: str, *rest: object):
         if code not in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"):

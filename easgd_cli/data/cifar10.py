@@ -22,9 +22,9 @@ LAYOUT = cifar.Layout(
 
 
 def cifar10(root: str = "data", download: bool = True, verify: bool = True) -> Images:
-    """The set from `root`/cifar-10-batches-py, in the published Python format.
+    """Returns the set from `root`/cifar-10-batches-py, in the published Python format.
 
-    `download`: fetch it through torchvision where it is missing. `verify`: hold the files against the published
+    `download`: fetch a missing set through torchvision. `verify`: compare the files with the published
     checksums; False admits a local copy whose checksums differ. Random 28x28 crops and mirroring in training, pixels in
     [0, 1]. Raises UsageError when files are missing, truncated, not the published ones, not CIFAR-10, or cannot be
     fetched.

@@ -1,4 +1,4 @@
-"""CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32 in 100 classes, seen as CIFAR-10's."""
+"""CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 3x32x32 in 100 classes, cut as CIFAR-10's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LAYOUT = cifar.Layout(
 
 
 def cifar100(root: str = "data", download: bool = True, verify: bool = True) -> Images:
-    """The set from `root`/cifar-100-python, in the published Python format; its 100 classes, not the 20 they are
-    grouped in.
+    """Returns the set from `root`/cifar-100-python, in the published Python format, with its 100 classes and not the 20
+    groups of these.
 
-    `download`: fetch it through torchvision where it is missing. `verify`: hold the files against the published
+    `download`: fetch a missing set through torchvision. `verify`: compare the files with the published
     checksums; False admits a local copy whose checksums differ. Random 28x28 crops and mirroring in training, pixels in
     [0, 1]. Raises UsageError when files are missing, truncated, not the published ones, not CIFAR-100, or cannot be
     fetched.

@@ -1,4 +1,4 @@
-"""From pixels to the numbers that a net takes, on the device where they lie."""
+"""Turns pixels into the numbers that a net takes, on the device where the pixels lie."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Channels = tuple[float, ...]  # a number for each channel
 def as_input(
     pixels: Tensor, dtype: torch.dtype, scale: float, mean: Channels | None = None, std: Channels | None = None
 ) -> Tensor:
-    """Contiguous numbers [B, C, H, W] of `dtype`: uint8 pixels times `scale`, others as are; (number - mean) / std."""
+    """Returns contiguous numbers [B, C, H, W] of `dtype`: (pixel - mean) / std, after uint8 pixels times `scale`."""
     numbers = pixels.to(dtype, memory_format=torch.contiguous_format)
     if not pixels.is_floating_point():
         numbers.mul_(scale)
@@ -34,12 +34,12 @@ def _along_channels(values: Channels, numbers: Tensor) -> Tensor:
 
 
 def sent(small: Tensor, device: torch.device) -> Tensor:
-    """`small` on `device`. To a GPU through pinned memory: any other copy would wait for all that the GPU has to do."""
+    """Returns `small` on `device`; goes to a GPU through pinned memory, since other copies wait for all work there."""
     return small if device.type == "cpu" else small.pin_memory().to(device, non_blocking=True)
 
 
 def as_tensor(given: Any, name: str, part: str) -> Tensor:
-    """A tensor or array as a tensor. Raises UsageError for what is neither, naming data set and part."""
+    """Returns a tensor or array as a tensor. Raises UsageError for anything else, naming data set and part."""
     try:
         return given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
     except (TypeError, ValueError) as e:
@@ -49,7 +49,7 @@ def as_tensor(given: Any, name: str, part: str) -> Tensor:
 
 
 def checked_channels(name: str, values: Sequence[float] | None, channels: int) -> Channels | None:
-    """`values` of the setting dataset.`name` (mean or std), one for each channel. Raises UsageError."""
+    """Returns the checked `values` of dataset.`name` (mean or std), one for each channel. Raises UsageError."""
     if values is None:
         return None
     written = f"dataset.{name}=[{','.join(f'{v:g}' for v in values)}]"

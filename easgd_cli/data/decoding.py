@@ -1,7 +1,7 @@
-"""Photos from bytes: decoded to RGB, resized, and cut to patches. No torch, so that processes which only do this start
-fast.
+"""Decodes photos from bytes to RGB, resizes them and cuts patches. Imports no torch, so that processes that only do
+this start fast.
 
-Pillow lets go of the interpreter's lock while it decodes and resizes, so threads do these at the same time.
+Pillow releases the interpreter's lock while it decodes and resizes, so threads can work on several photos at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-# What is opened, whatever a file's name says. No formats that start other programs, as EPS does.
+# Formats that are opened, whatever a file's name says. None of them starts another program, as EPS does.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"})
 
@@ -28,12 +28,12 @@ class BrokenImage(Exception):
     """An image that cannot be decoded; the text says why, without the image's name."""
 
 
-_decoded = threading.local()  # the name of what this thread decodes
+_decoded = threading.local()  # `name`: of the image that this thread decodes
 
 
 def load_formats() -> None:
-    """To be called before several threads decode: Pillow loads its formats at first use, and not as a thing that
-    threads may do at once. What it warns of from here on is said with the name of the image.
+    """Loads Pillow's formats; to be called before several threads decode, since Pillow loads them at first use and not
+    safely in several threads at once. From then on Pillow's warnings are printed with the name of the image.
     """
     Image.init()
     if not isinstance(warnings.showwarning, partial):
@@ -49,12 +49,12 @@ def _show_warning(otherwise: Callable[..., None], message: Warning | str, *of: A
 
 
 def rgb(content: bytes | memoryview | str, name: str | None = None) -> Image.Image:
-    """The image in `content`, its bytes or a file's path, decoded and in RGB; `name`: for warnings, if not the path.
-    Raises BrokenImage.
+    """Returns an image decoded to RGB. `content`: its bytes, or the path of its file; `name`: its name in warnings,
+    where `content` is bytes. Raises BrokenImage.
 
-    Grey, palette, CMYK and 16-bit images are converted; of 16 bits the upper 8 stay; transparent parts keep the colour
-    that lies under them. The orientation that a camera notes is not applied, as in the paper's time and in
-    torchvision's ImageFolder.
+    Grey, palette, CMYK and 16-bit images are converted; 16-bit pixels keep their upper 8 bits; transparent parts keep
+    the colour that is stored for them. The orientation that a camera notes is not applied, as in the paper's time and
+    in torchvision's ImageFolder.
     """
     source: str | IO[bytes] = content if isinstance(content, str) else io.BytesIO(content)
     _decoded.name = content if isinstance(content, str) else name
@@ -69,7 +69,7 @@ def rgb(content: bytes | memoryview | str, name: str | None = None) -> Image.Ima
     except OSError as e:
         raise BrokenImage(e.strerror or str(e)) from e
     except (ValueError, SyntaxError, EOFError, IndexError, TypeError, Image.DecompressionBombError) as e:
-        # Pillow's plugins raise all of these
+        # Pillow's plugins raise all of these for damaged files
         raise BrokenImage(str(e)) from e
     finally:
         _decoded.name = None
@@ -87,7 +87,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
-    """With a smallest side of `side` pixels, the other in proportion, rounded down; bilinear with antialiasing."""
+    """Returns the image with `side` as smallest side, the other in proportion, rounded down; bilinear, antialiased."""
     width, height = image.size
     least = min(width, height)
     if least == side:
@@ -97,7 +97,9 @@ def resized(image: Image.Image, side: int) -> Image.Image:
 
 
 def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: NDArray[np.uint8]) -> None:
-    """Writes into `out` [3, rows, columns] the patch at the fractions `across` in [0, 1) of all rows and columns."""
+    """Writes a patch into `out` [3, rows, columns]. `across`: the row and the column of its corner, as fractions in
+    [0, 1) of the rows and columns where a patch can begin.
+    """
     _, rows, columns = out.shape
     width, height = image.size
     top, left = int(across[0] * (height - rows + 1)), int(across[1] * (width - columns + 1))
@@ -105,7 +107,7 @@ def patch(image: Image.Image, across: tuple[float, float], mirrored: bool, out: 
 
 
 def center(image: Image.Image, out: NDArray[np.uint8]) -> None:
-    """Writes the center patch into `out` [3, rows, columns]; an odd margin as torchvision's CenterCrop has it."""
+    """Writes the center patch into `out` [3, rows, columns]; an odd margin is split as by torchvision's CenterCrop."""
     _, rows, columns = out.shape
     width, height = image.size
     _write(image, round((height - rows) / 2), round((width - columns) / 2), False, out)
@@ -118,7 +120,7 @@ def _write(image: Image.Image, top: int, left: int, mirrored: bool, out: NDArray
 
 
 def encoded(image: Image.Image, quality: int) -> bytes:
-    """As JPEG, with all colours at the highest qualities; half of them across and down below 95."""
+    """Returns the image as JPEG of this `quality`, with Pillow's default resolution of the colours."""
     written = io.BytesIO()
     image.save(written, "JPEG", quality=quality)
     return written.getvalue()

@@ -11,7 +11,7 @@ from easgd_cli.data.images import Images
 
 
 def digits() -> Images:
-    """1,797 real images split once and for all; training shifts them by at most one pixel and never mirrors them."""
+    """Returns 1,797 real images, in a fixed split; training shifts them by at most one pixel and never mirrors them."""
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         pixels, labels = torch.from_numpy(file["pixels"]), torch.from_numpy(file["labels"]).to(torch.int64)
         train, test = torch.from_numpy(file["train"]).long(), torch.from_numpy(file["test"]).long()

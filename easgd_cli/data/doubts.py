@@ -1,4 +1,4 @@
-"""Data that are not what they seem: what can be meant, and mostly is not, in a sentence each, with its numbers."""
+"""Finds oddities of data that may be meant but are mostly mistakes, and says each in a sentence with its numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from easgd_cli.data.images import Images
 from easgd_cli.data.mapped import Mapped
 from easgd_cli.errors import UsageError
 
-_FEW = 4  # classes that are named
-_SAMPLED = 1000  # samples of which the scale is taken
-_TIMES = 8.0  # as large a standard deviation is another scale
+_FEW = 4  # classes that a sentence names
+_SAMPLED = 1000  # samples by which the scale is estimated
+_TIMES = 8.0  # by this factor scales of training and test inputs may differ
 
 
 def doubts(data: Dataset, name: str, ignored: int | None = None) -> list[str]:
-    """A sentence for each. `ignored`: a label that does not count. Raises UsageError for one that names no class."""
+    """Returns a sentence for each oddity. `ignored`: a label of no class. Raises UsageError for others below 0."""
     labels = _labels(data)
     found = [] if labels is None else list(_of_labels(name, *labels, ignored, data.classes))
     if isinstance(data, Images | Arrays):
@@ -36,16 +36,16 @@ def doubts(data: Dataset, name: str, ignored: int | None = None) -> list[str]:
 
 
 def _labels(data: Dataset) -> tuple[Tensor, Tensor] | None:
-    """Of the training and the test samples, as far as they are known without reading all."""
+    """Returns the labels of training and test samples; None if they are unknown before all samples are read."""
     if isinstance(data, Images):
         return data.train_labels, data.test_labels
     if data.targets != "labels":
         return None
     if isinstance(data, Arrays):
         found: list[Any] = [data.labels["train"], data.labels["test"]]
-    elif isinstance(data, Mapped):  # as torchvision's have them
+    elif isinstance(data, Mapped):  # as of torchvision's Datasets
         found = [getattr(part, "targets", None) for part in (data.train, data.test)]
-    else:  # folders say what is in them
+    else:  # images in folders, which are their classes
         return None
     try:
         train, test = (torch.as_tensor(part).flatten() for part in found)
@@ -101,7 +101,7 @@ def _of_scales(train: Tensor, test: Tensor) -> Iterator[str]:
         )
     parts = [as_numbers(part[fixed_subset(len(part), _SAMPLED)], torch.float64) for part in (train, test)]
     if not all(part.is_floating_point() and part.numel() > 1 for part in parts):
-        return  # whole numbers are names
+        return  # whole numbers stand for things, and have no scale
     (m, s), (n, t) = ((float(part.mean()), float(part.std())) for part in parts)
     if min(s, t) > 0 and (max(s / t, t / s) > _TIMES or abs(m - n) > _TIMES * max(s, t)):
         yield (

@@ -1,4 +1,4 @@
-"""Images in folders, a class each: what is where, found by listing directories, and what is wrong. No torch."""
+"""Finds images in folders, one for each class, by listing directories, and refuses what is wrong. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Folders:
     classes: tuple[str, ...]  # in the order of their labels
     train: Listed
     test: Listed
-    times: Mapping[str, int]  # of what was read to find it, relative to the root: when it had last changed, in ns
-    loose: Mapping[str, int] = field(default_factory=dict)  # images in a folder of classes itself, by its name
+    times: Mapping[str, int]  # of each directory and file that was read, relative to the root: its last change, in ns
+    loose: Mapping[str, int] = field(default_factory=dict)  # number of images beside the class folders, by split
 
 
 def listed(name: str, root: str) -> Folders:
-    """The images in root/train/CLASS/ and root/val/CLASS/ or root/test/CLASS/, classes in alphabetical order.
+    """Returns the images in root/train/CLASS/ and root/val/CLASS/ or root/test/CLASS/, classes in alphabetical order.
 
     Raises UsageError naming dataset.root, the folder that is wrong, and the remedy.
     """
@@ -47,7 +47,7 @@ def listed(name: str, root: str) -> Folders:
 
 
 def listed_imagenet(root: str) -> Folders:
-    """ILSVRC2012 as it is published or sorted: val/ may be flat, with a file beside it that says what its images show.
+    """Returns the images of ILSVRC2012, as published or sorted: val/ may be flat, with a file of its images' classes.
 
     Raises UsageError naming dataset.root, what is missing, and where to put it.
     """
@@ -70,7 +70,7 @@ def listed_imagenet(root: str) -> Folders:
 
 
 def checked_root(name: str, root: str) -> Directories:
-    """What lies below `root`, which has a folder train. Raises UsageError."""
+    """Returns the directories below `root`, ready to be listed. Raises UsageError if there is no folder train."""
     found = Directories(root)
     if not found.top.is_dir():
         raise UsageError(
@@ -86,7 +86,7 @@ def checked_root(name: str, root: str) -> Directories:
 
 
 def class_folders(name: str, found: Directories) -> tuple[str, ...]:
-    """The classes: names of the folders in train, in alphabetical order. Raises UsageError."""
+    """Returns the classes: the names of the folders in train, in alphabetical order. Raises UsageError."""
     classes = found.subfolders("train")
     if len(classes) < 2:
         raise UsageError(
@@ -97,7 +97,9 @@ def class_folders(name: str, found: Directories) -> tuple[str, ...]:
 
 
 def in_classes(name: str, found: Directories, split: str, classes: Sequence[str], folders: Sequence[str]) -> Listed:
-    """The images in the `folders` of a split. Raises UsageError for a folder that is no class, or has no image."""
+    """Returns the images in the `folders` of a split. Raises UsageError for a folder that is no class, a class
+    without training images, and a split without images.
+    """
     labels = {c: i for i, c in enumerate(classes)}
     parts, empty = [], []
     for folder in told(folders, f"listing the folders in {found.top / split}"):
@@ -160,7 +162,7 @@ _DEVKIT = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit, wi
 
 
 def _ground_truth(found: Directories) -> dict[str, str]:
-    """The WordNet id of each validation image by its name without suffix. Raises UsageError."""
+    """Returns the WordNet id of each validation image, by the image's name without suffix. Raises UsageError."""
     root, top = found.root, found.top
     places = (top, top / "val", top / "data", top / "ILSVRC2012_devkit_t12" / "data")
     file = next((p / name for name in (_SOLUTION, _SYNSETS, _DEVKIT) for p in places if (p / name).is_file()), None)
@@ -186,7 +188,10 @@ def _ground_truth(found: Directories) -> dict[str, str]:
 
 
 def _devkits(root: str, file: Path) -> dict[str, str]:
-    """The same from the development kit, whose numbers meta.mat explains. Raises UsageError."""
+    """Returns the same ids from the development kit: class numbers in `file`, the ids of these numbers in meta.mat.
+
+    Raises UsageError.
+    """
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -205,7 +210,7 @@ def _devkits(root: str, file: Path) -> dict[str, str]:
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
         numbers = [int(line) for line in file.read_text(encoding="utf-8").split()]
         return {f"ILSVRC2012_val_{n:08d}": wnids[number] for n, number in enumerate(numbers, 1)}
-    except Exception as e:  # whatever a damaged file makes the library raise
+    except Exception as e:  # scipy may raise anything for a damaged file
         raise UsageError(
             f"dataset.root={root}: {file} and meta.mat beside it cannot be read ({type(e).__name__}: {e}); unpack "
             "the kit again."

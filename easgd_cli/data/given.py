@@ -1,4 +1,4 @@
-"""What a user's `dataset=my_module:...` has returned, as one of the forms that problems take."""
+"""Turns what a user's `dataset=my_module:...` returns into one of the forms of data that problems take."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _FORMS = (
 
 
 def as_dataset(made: Any, name: str, collate: Callable[[list[Any]], Any] | None, test: float | None) -> Dataset:
-    """Arrays, Datasets or a form of the package's. `test`: share tested on without a test set. Raises UsageError."""
+    """Returns what was `made`, arrays, Datasets or a form of the package's, as a form of the package's.
+
+    `test`: the share of samples that is tested on if there is no test set. Raises UsageError.
+    """
     if isinstance(made, Images):
         return as_images(made, name)
     if isinstance(made, StoredImages | Arrays | Mapped | Text):
@@ -51,7 +54,7 @@ def as_dataset(made: Any, name: str, collate: Callable[[list[Any]], Any] | None,
 
 
 def _of_four(parts: Any, name: str) -> Dataset:
-    """Pictures with a label each are cropped and mirrored, and so have a form of their own."""
+    """Returns `Images` for pictures with a label each, which can be cropped and mirrored, else `Arrays`."""
     x, y = (_array(part) for part in parts[:2])
     pictures = x is not None and (x.ndim == 4 or (x.ndim == 3 and str(x.dtype).endswith("uint8")))
     whole = y is not None and y.ndim == 1 and not _is_floating(y)
@@ -72,7 +75,7 @@ def _subsets(whole: Any, name: str, share: float | None) -> tuple[Any, Any]:
 
 
 class Subset(torch.utils.data.Dataset[Any]):
-    """Some samples of a Dataset, of which it keeps what it says of its classes."""
+    """The samples `indices` of a Dataset, with the Dataset's `classes` and `num_classes`."""
 
     def __init__(self, whole: Any, indices: Tensor):
         self.whole, self.indices = whole, indices
@@ -125,7 +128,7 @@ def _is_mapped(part: Any) -> bool:
 
 
 def _array(part: Any) -> Any:
-    """One array; None for several, for none and for what is not one."""
+    """Returns `part` as one array; None for a tuple or dictionary, and for None."""
     leaves = list(nest.leaves(part)) if isinstance(part, tuple | dict) else [part]
     if len(leaves) == 1 and leaves[0] is not None and not isinstance(part, tuple | dict):
         return part if _is_array(part) else np.asarray(part)

@@ -1,4 +1,4 @@
-"""Which training samples are set aside: for choosing settings, or for the test where there is no test set."""
+"""Chooses samples to set aside: training samples to choose settings by, or a test set where the data have none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from easgd_cli.randomness import HELD_OUT, TESTED, key
 
 
 def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
-    """Which of the images with these `labels` [N] are held out, [N] bool: every class gives its share of `n`.
+    """Returns which images with these `labels` [N] are held out, [N] bool: `n` in all, of each class its share.
 
     The choice is the same in every run, whatever its seed. Raises UsageError when `n` leaves too little to train on.
     """
@@ -37,7 +37,7 @@ def held_out(labels: Tensor, num_classes: int, n: int) -> Tensor:
 
 
 def held_out_of(total: int, n: int) -> Tensor:
-    """Which of `total` samples are held out, [total] bool: `n`, the same in every run. Raises UsageError."""
+    """Returns which `n` of `total` samples are held out, [total] bool: the same in every run. Raises UsageError."""
     if not 0 < n < total:
         raise UsageError(
             f"dataset.validation={n}: must be from 0 to {total - 1}, since there are {total} training samples."
@@ -46,7 +46,7 @@ def held_out_of(total: int, n: int) -> Tensor:
 
 
 def tested(total: int, share: float) -> Tensor:
-    """Which of `total` samples are the test set, [total] bool: that `share`, always the same. Raises UsageError."""
+    """Returns which of `total` samples are the test set, [total] bool: a fixed `share` of them. Raises UsageError."""
     n = round(share * total)
     if not (0 < share < 1 and 0 < n < total):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What MNIST and Fashion-MNIST share: four files of bytes with a short header, gzipped, as LeCun published them."""
+"""Reads MNIST and Fashion-MNIST: four files of bytes with a short header, gzipped, as LeCun published MNIST."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _SIDE = 28
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two, kept as torchvision keeps it: in `torchvisions`/raw, the files as published or unpacked."""
+    """One of the two data sets. Its files lie in `torchvisions`/raw, as torchvision keeps them, gzipped or unpacked."""
 
-    dataset: str  # the option
+    dataset: str  # its name in `dataset=`
     title: str
-    # the name of its folder and of its class in torchvision, which knows where it is published and with which checksums
+    # the name of the set's folder and of torchvision's class for it, which has the addresses and checksums
     torchvisions: str
     classes: tuple[str, ...]
-    flip: bool  # whether a mirrored image is one of the same class
+    flip: bool  # True if a mirrored image still shows the same class
     train_rows: int = 60_000  # images
     test_rows: int = 10_000
 
     @property
     def files(self) -> dict[str, tuple[int, ...]]:
-        """Every file with the shape of what is in it: images and labels for training, images and labels for testing."""
+        """Every file with the shape of its array: training images and labels, then test images and labels."""
         return {
             "train-images-idx3-ubyte": (self.train_rows, _SIDE, _SIDE),
             "train-labels-idx1-ubyte": (self.train_rows,),
@@ -47,7 +47,7 @@ class Layout:
 
 
 def load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
-    """The set from its folder in `root`; `download` and `verify` as its own function says. Raises UsageError."""
+    """Returns the set from its folder in `root`; `download`, `verify`: see `mnist`. Raises UsageError."""
     with published.reading(root, layout.title):
         return _load(layout, root, download, verify)
 
@@ -78,7 +78,7 @@ def _load(layout: Layout, root: str, download: bool, verify: bool) -> Images:
 
 
 def _files(layout: Layout, folder: Path, root: str, download: bool) -> dict[str, Path]:
-    """Where each file is: as published where it is there, else unpacked."""
+    """Returns the path of each file: the published one if it is there, else the unpacked one. Raises UsageError."""
     raw = folder / "raw"
     files = {name: next((f for f in (raw / f"{name}.gz", raw / name) if f.is_file()), None) for name in layout.files}
     missing = next((name for name, file in files.items() if file is None), None)
@@ -120,16 +120,16 @@ def _check_sums(layout: Layout, folder: Path, files: dict[str, Path]) -> None:
 
 
 def _read(layout: Layout, file: Path, shape: tuple[int, ...]) -> Tensor:
-    """The bytes in `file`, uint8 of `shape`. Raises UsageError.
+    """Returns the bytes in `file` as a uint8 tensor of `shape`. Raises UsageError.
 
-    The header is two zeros, 8 for unsigned bytes, the number of sides, and the sides, 32 bits each, the most
-    significant byte first.
+    The header is two zero bytes, a byte 8 (for unsigned bytes), a byte with the number of axes, and the lengths of the
+    axes, 32 bits each, the most significant byte first.
     """
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
     due = len(header) + math.prod(shape)
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            content = stream.read(due + 1)  # no more, whatever a packed file would unpack to
+            content = stream.read(due + 1)  # a byte more than due, to notice a longer file without unpacking it all
     except EOFError as e:
         raise UsageError(f"dataset={layout.dataset}: {file} is truncated; fetch or copy it again.") from e
     except (gzip.BadGzipFile, zlib.error) as e:

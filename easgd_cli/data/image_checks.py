@@ -1,4 +1,4 @@
-"""What a data set of images has returned, checked before anything is trained on it."""
+"""Checks of the images that a data set's function has returned, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easgd_cli.errors import UsageError
 
 
 def as_images(given: Images | tuple[Any, Any, Any, Any], name: str) -> Images:
-    """What a data set's function returned, checked: `Images`, or (x_train, y_train, x_test, y_test).
+    """Returns checked `Images` of what the function returned: `Images`, or (x_train, y_train, x_test, y_test).
 
     Images are tensors or arrays [N, C, H, W], uint8 or floating point; labels [N] whole numbers from 0. Raises
     UsageError naming the data set, what is wrong, and the rule.

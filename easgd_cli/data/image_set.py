@@ -1,4 +1,4 @@
-"""What all sets of labelled images have in common, wherever their pixels lie."""
+"""The members that all sets of labelled images have in common, in memory or in files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageSet:
         return sum(t.nbytes for t in self._tensors().values())
 
     def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> Self:
-        """The same with (pixel - mean) / std, a number for each channel, handed to the net. Raises UsageError."""
+        """Returns this set with (pixel - mean) / std as the net's input; one number a channel. Raises UsageError."""
         channels = self.input_shape[0]
         both = {"mean": checked_channels("mean", mean, channels), "std": checked_channels("std", std, channels)}
         changed: Any = replace(self, **both)  # type: ignore[type-var]

@@ -28,9 +28,9 @@ _TENSORS = ("train", "train_labels", "test", "test_labels", "held_out", "held_ou
 
 @dataclass(frozen=True, eq=False)
 class Images(ImageSet):
-    """Training and test images with their labels, and what training does to them.
+    """Training and test images with their labels, and how training changes images at random.
 
-    Pixels are uint8, of which the value 1 means `scale`, or floating-point numbers used as they are. With `crop`,
+    Pixels are uint8, handed to the net times `scale`, or floating-point numbers used as they are. With `crop`,
     training sees a random patch of that many rows and columns and evaluation the center one; with `flip`, training
     mirrors an image from left to right in half of all cases, at random (paper p. 21).
     """
@@ -47,8 +47,8 @@ class Images(ImageSet):
     held_out: Tensor | None = None  # [K, C, H, W], taken from the training images by hold_out
     held_out_labels: Tensor | None = None  # [K] int64
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
-    mean: Channels | None = None  # of each channel, in [0, 1]: subtracted
-    std: Channels | None = None  # by which the difference is divided
+    mean: Channels | None = None  # for each channel, in [0, 1]: subtracted from pixels
+    std: Channels | None = None  # for each channel: divides the difference
 
     ahead: ClassVar[int] = 0  # indexing memory is not worth beginning early
     about: ClassVar[str | None] = None
@@ -60,18 +60,18 @@ class Images(ImageSet):
         return (channels, *(self.crop or (rows, columns)))
 
     def count(self, split: Split) -> int:
-        """How many images a split has."""
+        """Returns how many images a split has."""
         return len(self._tensors().get(f"{split}_labels", ()))
 
     def with_shifts(self, most: int) -> Images:
-        """The same, with training images shifted at random by up to `most` pixels each way, zeros moving in.
+        """Returns this set with training images shifted at random by up to `most` pixels each way, zeros moving in.
 
         A shift is a crop from an image with a margin of zeros, so the margin is added here, once.
         """
         return replace(self, crop=self.input_shape[1:], train=F.pad(self.train, (most,) * 4)) if most else self
 
     def hold_out(self, n: int) -> Images:
-        """The same with `n` training images set aside as `held_out`, on which settings can be chosen.
+        """Returns this set with `n` training images set aside as `held_out`, by which settings can be chosen.
 
         Every class gives its share, and the choice is the same in every run, whatever its seed. Raises UsageError when
         `n` leaves too little to train on.
@@ -87,19 +87,19 @@ class Images(ImageSet):
         )
 
     def share(self) -> Images:
-        """The same in anonymous shared memory, one copy a machine for all processes. Raises MemoryError."""
+        """Returns this set in anonymous shared memory, one copy a machine for all processes. Raises MemoryError."""
         return _rebuilt(SharedTensors.of(self._tensors()), self._rest())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled without the pixels when they are in shared memory."""
+        """Leaves the pixels out of the pickle when they are in shared memory."""
         return _rebuilt, (self.memory if self.memory is not None else self._tensors(), self._rest())
 
     def _rest(self) -> dict[str, Any]:
-        """All but the tensors."""
+        """Returns all fields but the tensors."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_TENSORS, "memory")}
 
     def training_on(self, device: torch.device) -> Images:
-        """The same with the training images on `device`, where batches are then cut; the others stay."""
+        """Returns this set with the training images on `device`, where batches are then cut; test images stay."""
         if self.train.device == device:
             return self
         return replace(self, train=self.train.to(device), train_labels=self.train_labels.to(device), memory=None)
@@ -107,17 +107,17 @@ class Images(ImageSet):
     def training_batch(
         self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """The training images `indices` [B], cropped and mirrored at random, as [B, *input_shape], and their labels
-        [B].
+        """Returns the training images `indices` [B], cropped and mirrored at random, as [B, *input_shape], and their
+        labels [B].
 
-        The result lies where the training images do. `generator` and `indices` are the CPU's in any case, so that a
-        batch is the same on every device.
+        Both lie where the training images do. `generator` and `indices` are on the CPU in any case, so that a batch
+        is the same on every device.
         """
         device, (rows, columns), kinds = self.train.device, self._corners, 2 if self.flip else 1
         if rows * columns * kinds == 1:
             i = sent(indices, device)
             return self._as_input(self.train[i], dtype), self.train_labels[i]
-        # one number says where and which way round
+        # one number for both: where a patch begins, and whether it is mirrored
         draws = torch.randint(rows * columns * kinds, indices.shape, generator=generator)
         if device.type == "cpu":
             patches = _patches_in_numpy(self._windows, indices, draws, columns, self.flip)
@@ -126,14 +126,14 @@ class Images(ImageSet):
         return self._as_input(_patches(self._windows, i, draws, columns, self.flip), dtype), self.train_labels[i]
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
-        """That batch, to be asked for: here it is made at once."""
+        """Makes the batch at once, and returns a function that returns it."""
         batch = self.training_batch(indices, generator, dtype)
         return lambda: batch
 
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Center patches, at most `size` at a time, and labels, on `device`: of a split, or its images `indices`."""
+        """Yields center patches, `size` at most, and their labels, on `device`, of a split or its images `indices`."""
         images, labels = self._tensors()[split], self._tensors()[f"{split}_labels"]
         for part in (torch.arange(len(images)) if indices is None else indices).split(size):
             part = part.to(images.device)
@@ -141,13 +141,13 @@ class Images(ImageSet):
 
     @property
     def _corners(self) -> tuple[int, int]:
-        """How many rows and how many columns a patch can begin at."""
+        """The number of rows and the number of columns at which a patch can begin."""
         _, height, width = self.input_shape
         return self.train.shape[2] - height + 1, self.train.shape[3] - width + 1
 
     @cached_property
     def _windows(self) -> Any:
-        """Views [N, C, row, column, height, width] of all patches of all training images: on the CPU numpy's."""
+        """Views [N, C, row, column, height, width] of all patches of all training images; on the CPU a numpy array."""
         _, height, width = self.input_shape
         if self.train.device.type == "cpu":
             return sliding_window_view(self.train.numpy(), (height, width), axis=(2, 3))
@@ -159,7 +159,7 @@ class Images(ImageSet):
         return images[:, :, top : top + height, left : left + width]
 
     def _as_input(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Contiguous numbers of `dtype` for the net."""
+        """Returns contiguous numbers of `dtype` for the net."""
         return as_input(pixels, dtype, self.scale, self.mean, self.std)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -167,14 +167,16 @@ class Images(ImageSet):
 
 
 def _patches(windows: Tensor, i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
-    """Patches [B, C, height, width] of images `i` [B]; `draws` [B] count corners by rows, twice each with `flip`."""
+    """Returns patches [B, C, height, width] of the images `i` [B]. `draws` [B]: the number of a corner, counted row by
+    row; with `flip` twice that number, plus 1 for a mirrored patch.
+    """
     corners = draws // 2 if flip else draws
     patches = windows[i, :, corners // columns, corners % columns]
     return torch.where((draws % 2 == 1)[:, None, None, None], patches.flip(3), patches) if flip else patches
 
 
 def _patches_in_numpy(windows: np.ndarray[Any, Any], i: Tensor, draws: Tensor, columns: int, flip: bool) -> Tensor:
-    """The same on the CPU, twice as fast: numpy copies a row at a time where torch's indexing goes pixel by pixel."""
+    """Does the same on the CPU, twice as fast: numpy copies row by row where torch's indexing goes pixel by pixel."""
     images, numbers = i.numpy(), draws.numpy()
     corners = numbers // 2 if flip else numbers
     patches = windows[images, :, corners // columns, corners % columns]

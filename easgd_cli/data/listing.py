@@ -1,4 +1,6 @@
-"""Directories of images read once, without a system call a name, and when each had last changed. No torch."""
+"""Lists directories of images without a system call for each name, and notes when each directory had last changed.
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,23 @@ _SUFFIXES = tuple(SUFFIXES)
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """Images of a split, in order: paths relative to the root, as one text, since a million strings take
-    three times the memory, and labels."""
+    """The images of a split, in order: labels, and paths relative to the root. The paths are one text, since a million
+    strings take three times the memory."""
 
-    text: bytearray  # the paths one after another, in UTF-8; what of a name is none goes through as it is
+    text: bytearray  # the paths one after another, in UTF-8; bytes of a name that are not UTF-8 are kept
     ends: NDArray[np.int64]  # [N]: where each path ends
     labels: NDArray[np.int64]  # [N]
 
     @classmethod
     def of(cls, paths: Sequence[str], labels: int | NDArray[np.int64]) -> Listed:
-        """From the paths, and one label for all or a label for each."""
+        """Makes the list from `paths` and one label for all images, or a label for each."""
         encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return cls(bytearray().join(encoded), lengths.cumsum(), np.full(lengths.shape, labels, np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Listed]) -> Listed:
-        """One after another."""
+        """Returns the images of all `parts`, one part after another."""
         nothing = np.empty(0, np.int64)
         begins = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + begin for part, begin in zip(parts, begins, strict=False)]
@@ -48,12 +50,12 @@ class Listed:
         return len(self.ends)
 
     def part(self, first: int, last: int) -> Listed:
-        """Images `first` to `last` - 1."""
+        """Returns the images `first` to `last` - 1."""
         begin, ends = int(self.ends[first - 1]) if first else 0, self.ends[first:last]
         return Listed(self.text[begin : int(ends[-1]) if len(ends) else begin], ends - begin, self.labels[first:last])
 
     def encoded(self) -> Iterator[memoryview]:
-        """The paths as they lie in `text`; none is copied."""
+        """Yields the paths as views of `text`, without copies."""
         whole, begin = memoryview(self.text), 0
         for end in self.ends:
             yield whole[begin:end]
@@ -65,20 +67,20 @@ class Listed:
 
 
 class Directories:
-    """What lies below one root, and `times`: when each directory and file that was looked at had last changed, in ns,
-    taken before it was read.
+    """Lists the directories below one root. `times`: when each directory and file that was read had last changed, in
+    ns, noted before reading.
 
-    Raises UsageError, naming dataset.root, for what cannot be read.
+    Raises UsageError, naming dataset.root, for a directory that cannot be read.
     """
 
     def __init__(self, root: str):
         self.root = root
         self.top = Path(root).expanduser().absolute()
         self.times: dict[str, int] = {}
-        self.loose: dict[str, int] = {}  # images beside the directories of one whose directories were asked for
+        self.loose: dict[str, int] = {}  # by folder given to `subfolders`: images beside its subfolders
 
     def subfolders(self, folder: str) -> list[str]:
-        """Names of the directories in a directory below the root, but for hidden ones, in order."""
+        """Returns the sorted names of the directories in `folder` (relative to the root), without hidden ones."""
         with self._reading(folder):
             entries = self._entries(folder)
             found = sorted(e.name for e in entries if e.is_dir())
@@ -87,11 +89,11 @@ class Directories:
         return found
 
     def images(self, folder: str, nested: bool = True) -> list[str]:
-        """Paths, relative to the root, of the images in a directory and, unless not `nested`, in those below it; hidden
-        ones are passed over.
+        """Returns paths, relative to the root, of the images in `folder` and, if `nested`, in all directories below it,
+        without hidden ones.
 
-        Directory by directory in the order of their names, as torchvision's ImageFolder has them. What an image is its
-        name says, unless it is a directory, which most file systems tell along with the name.
+        Directories are in the order of their names, and images within each, as in torchvision's ImageFolder. An image
+        is told by its suffix. Most file systems list with each name whether it is a directory, without a system call.
         """
         found: dict[str, list[str]] = {}
         waiting = [folder]
@@ -100,7 +102,7 @@ class Directories:
             found[here] = []
             with self._reading(here):
                 for e in self._entries(here):
-                    # a link is not followed if its name is an image's: that would ask the system for each of a million
+                    # a link with an image's suffix is not followed: that could take a system call for each of a million
                     if e.name.lower().endswith(_SUFFIXES) and not e.is_dir(follow_symlinks=False):
                         found[here].append(e.name)
                     elif nested and e.is_dir():
@@ -108,11 +110,11 @@ class Directories:
         return [f"{here}/{name}" for here in sorted(found) for name in sorted(found[here])]
 
     def note(self, path: str) -> None:
-        """Remembers when a file or directory had last changed. Raises OSError."""
+        """Notes in `times` when a file or directory had last changed. Raises OSError."""
         self.times[path] = os.stat(self.top / path).st_mtime_ns
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a directory and not hidden. Raises OSError."""
+        """Returns what is in `folder` and not hidden, and notes when the folder had last changed. Raises OSError."""
         self.note(folder)
         with os.scandir(self.top / folder) as entries:
             return [e for e in entries if not e.name.startswith(".")]
@@ -135,7 +137,7 @@ class Directories:
 
 
 def _before_loop(top: Path, folder: str) -> Path:
-    """The first directory on the way that is reached twice has one that links back to it: that one."""
+    """Returns the directory with the link: on the way to `folder` the last before a directory is reached twice."""
     seen: set[Path] = set()
     here = top
     for part in Path(folder).parts:
@@ -151,7 +153,7 @@ def _before_loop(top: Path, folder: str) -> Path:
 
 
 def changed(top: Path, times: Mapping[str, int]) -> list[str]:
-    """Which of the directories and files in `times` have changed or are gone: a system call each, none for images."""
+    """Returns which directories and files in `times` have changed or are gone; the system is not asked for images."""
     return [path for path, time in times.items() if _time(top / path) != time]
 
 

@@ -1,8 +1,8 @@
-"""Processes that read samples of a user's Dataset, where reading them holds the interpreter's lock.
+"""Loaders: processes that read samples of a user's Dataset, for Datasets that hold the interpreter's lock.
 
-A batch is read by one of them, in turn, and comes back in anonymous shared memory. Each has a pipe of its own and
-shares neither queue nor lock with anybody, so one that is killed leaves nothing locked, and its pipe ends at once. They
-are forked, keep none of the sockets by which a run sees its processes end, and end with the process that has begun
+The loaders take turns, a batch each, which comes back in anonymous shared memory. Each loader has a pipe of its own and
+shares no queue or lock with other processes, so a killed loader leaves nothing locked, and its pipe ends at once.
+Loaders are forked, let go of the sockets by which a run sees its processes end, and end with the process that started
 them.
 """
 
@@ -29,21 +29,21 @@ from easgd_cli.errors import RunError, UsageError
 from easgd_cli.system import interruption
 from easgd_cli.system.shared_memory import SharedTensors
 
-PATIENCE_SECONDS = 300.0  # for one batch
+PATIENCE_SECONDS = 300.0  # that a loader may take for one batch
 
 Read = Callable[..., Any]
 
 
 class Loaders:
-    """`count` of them for the Dataset `name`. `begun` is called in each, and returns what reads a batch."""
+    """`count` loaders for the Dataset `name`. Each calls `begun`, which returns a function that reads a batch."""
 
     def __init__(self, begun: Callable[[], Read], count: int, name: str):
         self._loaders = [_Loader(begun, name) for _ in range(count)]
         self._next = 0
 
     def begin(self, *job: Any) -> Callable[[], Any]:
-        """Has the next of them read a batch. Called, the result waits for it; it raises UsageError for what the Dataset
-        raises or one that stands still, and RunError for one that has died.
+        """Has the next loader read a batch. Returns a function that waits for the batch and raises UsageError where the
+        Dataset raises or the loader stands still, and RunError where the loader has died.
         """
         self._next += 1
         return self._loaders[self._next % len(self._loaders)].begin(job)
@@ -53,10 +53,10 @@ class _Loader:
     def __init__(self, begun: Callable[[], Read], name: str):
         self._pipe, theirs = Pipe()
         self._name = name
-        self._asked: deque[list[Any]] = deque()  # an empty place for each batch that is being read
+        self._asked: deque[list[Any]] = deque()  # for each batch that is being read, a list to put it into
         parent = os.getpid()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which a loader does not use
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: a loader uses none
             self.pid = os.fork()
         if not self.pid:
             _serve(begun, theirs, parent)
@@ -65,12 +65,12 @@ class _Loader:
 
     def begin(self, job: Any) -> Callable[[], Any]:
         place: list[Any] = []
-        with suppress(ConnectionError):  # it has died: told when the batch is wanted
+        with suppress(ConnectionError):  # the loader has died: `finish` says so
             self._pipe.send(job)
         self._asked.append(place)
 
         def finish() -> Any:
-            while not place:  # those that are wanted later, or by nobody any more, come before it
+            while not place:  # batches that were begun earlier arrive first, wanted or not
                 received = self._received()
                 self._asked.popleft().append(received)
             if isinstance(place[0], UsageError):
@@ -80,7 +80,7 @@ class _Loader:
         return finish
 
     def _received(self) -> Any:
-        """The next batch, or the UsageError that reading it has raised."""
+        """Returns the next batch, or the UsageError that reading it has raised in the loader."""
         if not self._pipe.poll(PATIENCE_SECONDS):
             raise UsageError(
                 f"dataset={self._name}: a loader (process {self.pid}) has not read a batch within "
@@ -100,7 +100,7 @@ class _Loader:
 
 
 def _how(pid: int) -> str:
-    """How it has ended, for a sentence."""
+    """Returns how the loader has ended, for a sentence."""
     with suppress(ChildProcessError):
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
@@ -108,8 +108,8 @@ def _how(pid: int) -> str:
 
 
 def _end(pipe: Connection, pid: int, parent: int) -> None:
-    """Ends it: it holds nothing that is wanted."""
-    if os.getpid() != parent:  # another loader, forked with a copy of this one's object
+    """Kills the loader, which has nothing to save."""
+    if os.getpid() != parent:  # this is another loader, forked with a copy of the object
         return
     pipe.close()
     with suppress(ProcessLookupError, ChildProcessError):
@@ -119,16 +119,16 @@ def _end(pipe: Connection, pid: int, parent: int) -> None:
 
 
 def _serve(begun: Callable[[], Read], pipe: Connection, parent: int) -> None:
-    """What a loader does: it reads what it is asked for, until nobody asks any more. It does not return."""
+    """Reads batches in a loader until the pipe's other end is closed, then ends the process. Does not return."""
     status = 1
     try:
-        for number in interruption.NUMBERS:  # sent to all of a run's processes: its launcher decides
+        for number in interruption.NUMBERS:  # sent to all processes of a run, whose launcher decides
             signal.signal(number, signal.SIG_IGN)
         interruption.end_with(parent, signal.SIGKILL)
         _let_go_of_sockets(pipe.fileno())
         with suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as f:
             f.write("easgd-loader")
-        torch.set_num_threads(1)  # others would wait for threads that were not forked
+        torch.set_num_threads(1)  # with more, torch would wait for threads that a fork does not copy
         read = begun()
         while True:
             packed, memory, refused = b"", None, None
@@ -152,9 +152,9 @@ def _serve(begun: Callable[[], Read], pipe: Connection, parent: int) -> None:
 
 
 def _let_go_of_sockets(own: int) -> None:
-    """A socket ends when its last holder does, and by that a run sees its processes end."""
+    """Lets go of all sockets but `own`, so that each ends with its owner: by that a run sees its processes end."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in map(int, os.listdir("/dev/fd")):
-        with suppress(OSError):  # the listing's own
+        with suppress(OSError):  # the listing had a descriptor, too, which is closed by now
             if fd > 2 and fd != own and stat.S_ISSOCK(os.fstat(fd).st_mode):
-                os.dup2(nothing, fd)  # closed, its number would be another file's when its object is dropped
+                os.dup2(nothing, fd)  # not closed: its object would later close another file of that number

@@ -1,8 +1,8 @@
-"""A torch Dataset of the user's: anything with __len__ and __getitem__, read sample by sample.
+"""A torch Dataset of the user's: any object with __len__ and __getitem__, read sample by sample.
 
-What a sample draws from the global generators of torch, numpy and Python follows from (seed, worker, t, index), so a
-step taken again sees the same batch. For that reason samples are read one after another: in the thread that trains, or
-a batch at a time in processes of their own (loaders.py).
+The global generators of torch, numpy and Python are seeded by (seed, worker, t, index) for each sample, so a repeated
+step sees the same batch. Since they are global, samples are read one after another: in the thread that trains, or in
+processes of their own, each of which reads a batch at a time (loaders.py).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from easgd_cli.errors import UsageError
 from easgd_cli.randomness import SAMPLE, key, seed_all, seeded
 from easgd_cli.system.shared_memory import SharedTensors
 
-_TARGETS = ("labels", "label", "targets", "target", "y")  # of a dictionary of samples, in this order
+_TARGETS = ("labels", "label", "targets", "target", "y")  # keys of targets in a dictionary, in this order
 _STREAMS: dict[Split, int] = {"train": 0, "test": 1, "held_out": 0}
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Two Datasets, `train` and `test`. A sample is (input, target), or (input, ..., target) for a net with several, a
-    dictionary with a target by one of the usual names, or tokens alone; `collate` makes a batch of a list of them.
+    """Two Datasets, `train` and `test`. A sample is (input, target), (input, ..., target) for a net of several inputs,
+    a dictionary with a target under a key in _TARGETS, or tokens alone. `collate` makes a batch of a list of samples.
 
     Raises UsageError for a sample that cannot be read, naming it.
     """
@@ -44,18 +44,18 @@ class Mapped:
     name: str
     collate: Callable[[list[Any]], Any] = default_collate
     kept: Tensor | None = None  # [N] int64, which samples of `train` are trained on; None for all
-    taken: Tensor | None = None  # [K] int64, which of them are held out
+    taken: Tensor | None = None  # [K] int64, which samples of `train` are held out
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
-    loaders: int = 0  # processes that read them, of each process that asks for batches
+    loaders: int = 0  # processes that read samples, for each process that asks for batches
     _pool: list[Loaders] = field(default_factory=list, repr=False)  # started by the first batch
     _first: list[Batch] = field(default_factory=list, repr=False)
 
     about: ClassVar[str | None] = None
-    nbytes: ClassVar[int] = 0  # what it holds is not known here
+    nbytes: ClassVar[int] = 0  # the size of a user's Dataset is not known
 
     @property
     def ahead(self) -> int:
-        return 2 * self.loaders  # each reads one, and has the next at hand
+        return 2 * self.loaders  # each loader reads one batch and has the next one's indices at hand
 
     @property
     def targets(self) -> Targets:
@@ -70,7 +70,7 @@ class Mapped:
         found, labels = getattr(self.train, "num_classes", None), getattr(self.train, "targets", None)
         if found is None and self.classes is not None:
             return len(self.classes)
-        if found is None and isinstance(labels, Tensor | list) and self.targets == "labels":  # as torchvision's have
+        if found is None and isinstance(labels, Tensor | list) and self.targets == "labels":  # as in torchvision
             return int(torch.as_tensor(labels).max()) + 1
         return found if isinstance(found, int) else None
 
@@ -103,12 +103,12 @@ class Mapped:
         return 0 if split == "held_out" else len(self._source(split))
 
     def hold_out(self, n: int) -> Mapped:
-        """The same with `n` training samples set aside, the same in every run. Raises UsageError."""
+        """Returns this set with `n` training samples set aside, the same in every run. Raises UsageError."""
         taken = held_out_of(len(self.train), n)
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0])
 
     def share(self) -> _Shared:
-        """The same with large arrays in shared memory. Raises UsageError where it cannot be sent, and MemoryError."""
+        """Returns this set with large arrays in shared memory. Raises UsageError if pickle fails, and MemoryError."""
         try:
             sent = packing.pack((self.train, self.test, self.collate))
         except (pickle.PicklingError, TypeError, AttributeError) as e:
@@ -122,14 +122,14 @@ class Mapped:
         return self if device == self.device else replace(self, device=device)
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
-        """Reads that batch; its samples are seeded by a number that is drawn from `generator`."""
+        """Begins a batch, with samples seeded by a draw from `generator`. Returns a function that waits for it."""
         drawn = int(torch.randint(2**62, (), generator=generator))
         return self._begun("train", indices, drawn, self.device, dtype)
 
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
-        """What is random in a sample is the same at every evaluation."""
+        """Yields the batches; a sample draws the same random numbers at every evaluation."""
         drawn = key(0, SAMPLE, _STREAMS[split])
         parts = (torch.arange(self.count(split)) if indices is None else indices).split(size)
         begun: deque[Callable[[], Batch]] = deque()
@@ -151,7 +151,7 @@ class Mapped:
     def _begun(
         self, split: Split, indices: Tensor, drawn: int, device: torch.device, dtype: torch.dtype, few: bool = False
     ) -> Callable[[], Batch]:
-        """Reads a batch: at once where there are no loaders, or only `few` samples to read."""
+        """Begins to read a batch: in a loader, or at once if there are none or `few` samples are to be read."""
         chosen = self._chosen(split)
         numbers = (indices if chosen is None else chosen[indices]).tolist()
         if self.loaders and not few:
@@ -163,12 +163,12 @@ class Mapped:
         return lambda: batch
 
     def _reader(self) -> Callable[[], Any]:
-        """Makes what reads batches elsewhere, of a Dataset of which nothing has been read yet."""
+        """Returns a function for loaders: it makes a fresh copy of this set and returns the copy's `read`."""
         make, parts = self.share().__reduce__()
         return lambda: make(*parts).read
 
     def read(self, split: Split, numbers: list[int], drawn: int) -> Any:
-        """The samples `numbers` of the Dataset of that split, as collating makes a batch of them."""
+        """Returns the samples `numbers` of the split's Dataset, collated. Raises UsageError."""
         source, samples = self._source(split), []
         with seeded(drawn, SAMPLE):
             for i in numbers:
@@ -195,7 +195,7 @@ class Mapped:
 
 @dataclass(frozen=True, eq=False)
 class _Shared(Mapped):
-    """The same, packed once for all processes it goes to."""
+    """A `Mapped` that is packed once for all processes to which it is sent."""
 
     sent: tuple[bytes, SharedTensors] | None = None
 
@@ -221,7 +221,7 @@ def _as_batch(collated: Any, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def _parted(batch: Any) -> Batch:
-    """Inputs and targets of what collating has made."""
+    """Returns inputs and targets of a collated batch."""
     if isinstance(batch, Mapping):
         found = next((name for name in _TARGETS if name in batch), None)
         rest = {name: part for name, part in batch.items() if name != found}

@@ -9,10 +9,10 @@ LAYOUT = idx.Layout(dataset="mnist", title="MNIST", torchvisions="MNIST", classe
 
 
 def mnist(root: str = "data", download: bool = True, verify: bool = True) -> Images:
-    """The set from `root`/MNIST/raw, where torchvision keeps it, in the published format.
+    """Returns the set from `root`/MNIST/raw, where torchvision keeps it, in the published format.
 
-    `download`: fetch it from where torchvision does if it is missing. `verify`: hold the files against the published
-    checksums; False admits unpacked ones and copies that differ. Whole images, not mirrored, pixels in [0, 1].
+    `download`: fetch a missing set from torchvision's addresses. `verify`: compare the files with the published
+    checksums; False admits unpacked files and copies that differ. Whole images, not mirrored, pixels in [0, 1].
     Raises UsageError when files are missing, truncated, not the published ones, not MNIST, or cannot be fetched.
     """
     return idx.load(LAYOUT, root, download, verify)

@@ -1,4 +1,4 @@
-"""What a net may be given: a tensor, or a tuple or dictionary of such, to any depth."""
+"""Nests: what a net may be given, which is a tensor, or a tuple or dictionary of nests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def mapped(change: Callable[[Any], Any], nest: Any) -> Any:
-    """The same with `change` made to every leaf; lists become tuples."""
+    """Returns the nest with every leaf replaced by `change(leaf)`; lists become tuples."""
     if isinstance(nest, Mapping):
         return {key: mapped(change, part) for key, part in nest.items()}
     if isinstance(nest, list | tuple):
@@ -18,7 +18,7 @@ def mapped(change: Callable[[Any], Any], nest: Any) -> Any:
 
 
 def leaves(nest: Any) -> Iterator[Any]:
-    """Its leaves, in order."""
+    """Yields the leaves of a nest, in order."""
     if isinstance(nest, Mapping | list | tuple):
         for part in nest.values() if isinstance(nest, Mapping) else nest:
             yield from leaves(part)
@@ -27,14 +27,14 @@ def leaves(nest: Any) -> Iterator[Any]:
 
 
 def called(net: Callable[..., Any], inputs: Any) -> Any:
-    """What a net returns for a batch: given a tensor, or several in their order or by their names."""
+    """Calls `net` with a batch's inputs: one tensor, a tuple's parts in order, or a dictionary's by name."""
     if isinstance(inputs, Mapping):
         return net(**inputs)
     return net(*inputs) if isinstance(inputs, tuple) else net(inputs)
 
 
 def said(nest: Any) -> str:
-    """The shapes in it, for a sentence: `[2, 13]`, `([2, 13], [2, 4])`, `{a: [2, 13]}`."""
+    """Returns the shapes in a nest, for a sentence: `[2, 13]`, `([2, 13], [2, 4])`, `{a: [2, 13]}`."""
     if isinstance(nest, Mapping):
         return f"{{{', '.join(f'{key}: {said(part)}' for key, part in nest.items())}}}"
     if isinstance(nest, list | tuple):

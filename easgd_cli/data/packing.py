@@ -1,4 +1,4 @@
-"""An object and the large arrays in it, packed apart: the arrays lie in shared memory, one copy for all processes."""
+"""Packs an object, and apart from it its large arrays: these lie in shared memory, one copy for all processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from easgd_cli.system.shared_memory import SharedTensors
 
-_LARGE = 1 << 16  # bytes, from which on an array is worth a place of its own
+_LARGE = 1 << 16  # bytes from which on an array is packed apart
 
 
 def pack(given: Any) -> tuple[bytes, SharedTensors]:
-    """What `unpack` takes. Raises what pickle raises, and MemoryError."""
+    """Returns the arguments of `unpack`. Raises what pickle raises, and MemoryError."""
     into = io.BytesIO()
     pickler = _Pickler(into, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dump(given)
@@ -24,7 +24,7 @@ def pack(given: Any) -> tuple[bytes, SharedTensors]:
 
 
 def unpack(packed: bytes, memory: SharedTensors) -> Any:
-    """The object; its large arrays are the shared ones, and not to be written to."""
+    """Returns the object; its large arrays lie in the shared memory and must not be written to."""
     return _Unpickler(io.BytesIO(packed), memory).load()
 
 
@@ -42,7 +42,7 @@ class _Pickler(pickle.Pickler):
         if id(given) not in self._names:
             try:
                 tensor = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
-            except TypeError:  # a type that torch has not
+            except TypeError:  # a type of numbers that torch does not have
                 return None
             self._names[id(given)] = name = str(len(self.tensors))
             self.tensors[name] = tensor

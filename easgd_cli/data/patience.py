@@ -1,4 +1,4 @@
-"""A word on stderr where something takes long, and none where it does not."""
+"""Tells on stderr how far a loop is, if it takes longer than two seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def told(items: Sequence[T], doing: str) -> Iterator[T]:
-    """`items` one after another; after two seconds a line tells `doing` and how many are done, then every five."""
+    """Yields `items`; after two seconds, then every five, prints a line with `doing` and how many are done."""
     say_at = time.monotonic() + _FIRST
     for done, item in enumerate(items):
         yield item

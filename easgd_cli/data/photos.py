@@ -17,7 +17,7 @@ from easgd_cli.data.stored import StoredImages
 from easgd_cli.errors import UsageError
 
 _LOADERS = 256  # threads at most
-_NAMED = 5  # classes in a sentence
+_NAMED = 5  # classes that a sentence names
 
 
 def imagefolder(
@@ -29,7 +29,7 @@ def imagefolder(
     loaders: int | None = None,
     ahead: int = 2,
 ) -> StoredImages:
-    """root/train/CLASS/* to learn from, root/val/CLASS/* or root/test/CLASS/* to measure on. Raises UsageError."""
+    """Returns root/train/CLASS/* to train on, root/val/CLASS/* or root/test/CLASS/* to test on. Raises UsageError."""
     return _photos("imagefolder", root, resize, crop, flip, prepared, loaders, ahead)
 
 
@@ -42,11 +42,11 @@ def imagenet(
     loaders: int | None = None,
     ahead: int = 2,
 ) -> StoredImages:
-    """ILSVRC2012: smallest side to 256, random 221x221 crops, mirrored (paper p. 21). Raises UsageError."""
+    """Returns ILSVRC2012: smallest side 256, random 221x221 crops, mirrored (paper p. 21). Raises UsageError."""
     return _photos("imagenet", root, resize, crop, flip, prepared, loaders, ahead)
 
 
-# How the images of each of these data sets are found: from its root.
+# For each of these data sets the function that finds its images below a root.
 LISTED: dict[str, Callable[[str], folders.Folders]] = {
     "imagefolder": lambda root: folders.listed("imagefolder", root),
     "imagenet": folders.listed_imagenet,
@@ -54,7 +54,7 @@ LISTED: dict[str, Callable[[str], folders.Folders]] = {
 
 
 def prepared_directory(root: str, resize: int, prepared: str | None) -> Path:
-    """Where the resized copy of `root` is, or goes."""
+    """Returns the directory of the resized copy of `root`, made or not."""
     if prepared is not None:
         return Path(prepared).expanduser().absolute()
     return Path(root).expanduser().absolute() / f"prepared-{resize}"
@@ -93,11 +93,11 @@ def _photos(
 
 
 def _outdated(root: str, times: dict[str, int]) -> list[str]:
-    """A sentence where what the copy was made from has changed since, as far as its directories tell; none where it is
-    gone.
+    """Returns a sentence if the originals of the copy have changed since, as far as times of directories tell; none if
+    the originals are gone.
 
-    A directory changes with the names in it. What was written into a file under its old name, only easgd data verify
-    and prepare see: they look at every file.
+    A directory's time changes with the names in it. A file that was overwritten under its old name is noticed by easgd
+    data verify and prepare only, which look at every file.
     """
     top = Path(root).expanduser().absolute()
     if not (top / "train").is_dir():
@@ -114,7 +114,7 @@ def _outdated(root: str, times: dict[str, int]) -> list[str]:
 
 
 def _not_measured(labels: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    """A sentence where some classes have no image among these `labels` [M], on which the center is measured."""
+    """Returns a sentence if some classes have no test image; `labels` [M]: of the test images."""
     without = (torch.bincount(labels, minlength=len(classes)) == 0).nonzero()[:, 0].tolist()
     if not without:
         return []
@@ -146,7 +146,10 @@ def check(resize: int, crop: int, loaders: int | None, ahead: int) -> None:
 
 
 def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...], dict[str, int]]:
-    """Of a prepared copy training and test images, classes, and when its originals changed. Raises UsageError."""
+    """Returns what the index of a copy has: training images, test images, classes, and the originals' times of change.
+
+    Raises UsageError.
+    """
     again = "call easgd data prepare again"
     try:
         with np.load(directory / preparation.INDEX) as index:
@@ -173,12 +176,12 @@ def _read(directory: Path, resize: int) -> tuple[Source, Source, tuple[str, ...]
             return parts[0], parts[1], tuple(map(str, classes)), named
     except UsageError:
         raise
-    except Exception as e:  # numpy and zipfile raise whatever a damaged file leads them to
+    except Exception as e:  # numpy and zipfile may raise anything for a damaged file
         raise UsageError(f"{directory}: the prepared copy cannot be read ({' '.join(str(e).split())}); {again}.") from e
 
 
 def _array(index: Mapping[str, NDArray[Any]], name: str, kind: str, sides: int) -> NDArray[Any]:
-    """An array of the index. Raises KeyError or ValueError for what is none of its kind."""
+    """Returns the index's array `name`. Raises KeyError without it, ValueError for another type or number of axes."""
     found = index[name]
     if found.dtype.kind != kind or found.ndim != sides or (kind == "i" and found.dtype != np.int64):
         raise ValueError(f"its {name} is of another kind")
@@ -186,12 +189,12 @@ def _array(index: Mapping[str, NDArray[Any]], name: str, kind: str, sides: int) 
 
 
 def _check_images(shards: tuple[str, ...], places: NDArray[Any], labels: NDArray[Any], classes: int) -> None:
-    """Raises ValueError for images that are nowhere, or of no class. A file outside the directory is no shard."""
+    """Raises ValueError for an image without a place or a class, and for a shard outside the directory."""
     if any(Path(name).name != name or name in (".", "..") for name in shards):
         raise ValueError("its shards are no names of files")
     if places.shape != (len(labels), 3) or not len(labels):
         raise ValueError("its images have no places")
-    # two numbers up to this have a sum that is none other
+    # first byte + bytes, of larger numbers, could overflow int64
     if places.min() < 0 or places.max() > 1 << 62 or places[:, 0].max() >= len(shards):
         raise ValueError("an image is in no shard")
     if labels.min() < 0 or labels.max() >= classes:

@@ -1,13 +1,14 @@
 """A resized copy of a data set of photos, made once: decoding it takes a fraction of the time that the originals take.
 
     DIRECTORY/train-0f3c...bin    JPEG files one after another, smallest side `side`
-    DIRECTORY/train-0f3c...json   what is in it, and from what it was made
+    DIRECTORY/train-0f3c...json   the lengths of its images, and from what they were made
     DIRECTORY/index.npz           everything a run needs to know; written last, so that an unfinished copy is none
 
-The images of a split, in order, are cut into shards where their names say so: an image that comes or goes changes its
-own shard and moves no other. A shard is written beside and renamed, its description after it: whatever is killed, a
-description stands for a whole shard. A later call keeps the shards whose description says that they were made from the
-same files (path, size, time of change) in the same way. Processes, since resizing costs as much as decoding. No torch.
+The images of a split, in order, are cut into shards where their paths say so: an image that is added or removed changes
+its own shard and moves no other. A shard is written under another name and renamed when it is whole, its description
+after it; so a description always stands for a whole shard, even after a kill. A later call keeps the shards whose
+description says that they were made from the same files (path, size, time of change) in the same way. Images are
+resized in processes, since that costs as much as decoding. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ from easgd_cli.data.shards import Shard
 from easgd_cli.errors import RunError, UsageError, why
 from easgd_cli.system import interruption
 
-_SECONDS = 1.0  # between two looks at how far the processes are
+_SECONDS = 1.0  # between two reports of progress
 INDEX = "index.npz"
 
 
-# in each process that makes shards, shared with the one that asked for them: images done of each shard
+# in each process that makes shards: images done of each shard, in memory shared with the process that reports progress
 _done: MutableSequence[int]
 
 
 def make(shard: Shard, number: int) -> dict[str, Any]:
-    """Writes the shard and its description, which is returned. Images that cannot be decoded are left out and listed.
-    Raises OSError.
+    """Writes the shard and its description, and returns the description. Images that cannot be decoded are left out and
+    listed there. Raises OSError.
 
-    Counts in `_done[number]`, since a shard of photos may take minutes.
+    Counts images in `_done[number]`, since a shard of photos may take minutes.
     """
     signature, lengths, broken, at = shard.signature(), [], [], 0
     whole, beside = Path(shard.directory, f"{shard.name}.bin"), Path(shard.directory, f"{shard.name}.bin.part")
@@ -78,7 +79,7 @@ def make(shard: Shard, number: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Finished:
-    """What `prepare` has done: images kept and written, and those that cannot be decoded, each with the reason."""
+    """What `prepare` has done: numbers of images kept and written, and what cannot be decoded, with the reason."""
 
     kept: int
     written: int
@@ -88,11 +89,11 @@ class Finished:
 def prepare(
     folders: Folders, directory: Path, side: int, processes: int, progress: Callable[[int, int], None]
 ) -> Finished:
-    """Makes the copy in `directory`, or completes it. `progress` is told images done and images in all, every second
-    and when a shard is finished.
+    """Makes the copy in `directory`, or completes it. `progress` is called with images done and images in all, every
+    second and when a shard is finished.
 
-    Raises UsageError where it cannot be written or another process is at it, RunError when a process dies or the disk
-    is full.
+    Raises UsageError if the copy cannot be written or another process is making it, RunError if a process dies or the
+    disk is full.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,10 @@ def prepare(
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """One at a time: the lock is on the directory and dies with the process. Raises UsageError."""
+    """Lets one process at a time make the copy, by a lock on the directory that ends with the process.
+
+    Raises UsageError.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -119,7 +123,7 @@ def _alone(directory: Path) -> Iterator[None]:
                 f"{directory}: another easgd data prepare is making this copy; wait for it to end, or stop it."
             ) from e
         except OSError:
-            pass  # a file system without locks, as some networks have: nothing can be known there
+            pass  # a file system without locks, as on some networks: another process goes unnoticed
         yield
     finally:
         os.close(descriptor)
@@ -135,7 +139,7 @@ def _prepare(
     kept = sum(len(shard.images) for shard in every if shard.name in described)
     missing = [shard for shard in every if shard.name not in described]
     if missing:
-        (directory / INDEX).unlink(missing_ok=True)  # it speaks of shards that are about to change
+        (directory / INDEX).unlink(missing_ok=True)  # it describes shards that are about to change
     progress(kept, total)
     context = multiprocessing.get_context("spawn")
     counts = context.RawArray("q", max(1, len(missing)))
@@ -160,7 +164,7 @@ def _prepare(
         ) from e
     finally:
         for child in multiprocessing.active_children():
-            child.terminate()  # at the end they are idle; after Ctrl-C or an error none is waited for
+            child.terminate()  # idle at the end; after Ctrl-C or an error not waited for
         pool.shutdown(wait=False, cancel_futures=True)
     _finish(folders, directory, side, planned, described)
     broken = [(path, why) for shard in every for path, why in described[shard.name]["broken"]]
@@ -168,7 +172,7 @@ def _prepare(
 
 
 def current(folders: Folders, directory: Path, side: int) -> bool:
-    """Whether the copy in `directory` is of these `folders`: the same files, classes and labels. Raises OSError."""
+    """Returns whether the copy is of these `folders`: of the same files, classes and labels. Raises OSError."""
     planned = shards.planned(folders, directory, side)
     every = [shard for parts in planned.values() for shard in parts]
     described = shards.finished(every)
@@ -182,7 +186,9 @@ def current(folders: Folders, directory: Path, side: int) -> bool:
 def _index(
     folders: Folders, side: int, planned: dict[str, list[Shard]], described: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What a run needs to know. Raises UsageError where it could not train or measure with what can be decoded."""
+    """Returns the index's arrays. Raises UsageError if a class has no training image that can be decoded, or the
+    test set no such image.
+    """
     arrays: dict[str, Any] = {"format": shards.FORMAT, "side": side, "classes": np.array(folders.classes)}
     arrays |= {
         "looked_at": np.array(list(folders.times)),
@@ -221,7 +227,7 @@ def _finish(
         os.fsync(out.fileno())
     os.replace(beside, directory / INDEX)
     current = {f"{shard.name}{suffix}" for parts in planned.values() for shard in parts for suffix in (".bin", ".json")}
-    for file in directory.iterdir():  # of a larger set that lay here before
+    for file in directory.iterdir():  # files of an earlier, larger set
         if (
             file.name.startswith(("train-", "test-"))
             and file.name.endswith((".bin", ".json", ".part"))
@@ -231,11 +237,11 @@ def _finish(
 
 
 def _begin(counts: MutableSequence[int]) -> None:
-    """In each process: the parent alone hears what ends the program, and its own end ends this process."""
+    """Prepares a process of the pool: only the parent heeds signals, and this process ends when the parent ends."""
     global _done
     decoding.load_formats()
     _done = counts
-    for number in set(interruption.NUMBERS) - {signal.SIGTERM}:  # by which the pool ends this process
+    for number in set(interruption.NUMBERS) - {signal.SIGTERM}:  # SIGTERM is how the parent ends this process
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

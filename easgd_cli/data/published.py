@@ -1,4 +1,4 @@
-"""Files of published data sets: held against the published checksums, and fetched whole or not at all."""
+"""Files of published data sets: compared with the published checksums, and fetched whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECONDS_WITHOUT_AN_ANSWER = 30.0
 
 @contextmanager
 def reading(root: str, title: str) -> Iterator[None]:
-    """While it lasts, what stands in the way of reading the set in `root` is a UsageError."""
+    """Turns an OSError of the block, which reads the set in `root`, into a UsageError."""
     try:
         yield
     except OSError as e:
@@ -28,7 +28,7 @@ def reading(root: str, title: str) -> Iterator[None]:
 
 
 def missing(root: str, folder: Path, title: str, holds: str) -> UsageError:
-    """Of a set that is not there."""
+    """Returns the error that says that the set is not in `root`, which must have the folder `holds`."""
     return UsageError(
         f"dataset.root={root}: there is no {folder}; dataset.download=true fetches {title}, or say with dataset.root= "
         f"which directory holds {holds}."
@@ -36,7 +36,7 @@ def missing(root: str, folder: Path, title: str, holds: str) -> UsageError:
 
 
 def check(dataset: str, folder: Path, file: Path, md5: str) -> None:
-    """Raises UsageError where the file is not there or has another checksum."""
+    """Raises UsageError if `file` is missing or has another checksum than `md5`."""
     if not torchvision().datasets.utils.check_integrity(str(file), md5):
         raise UsageError(
             f"dataset={dataset}: {file} is not the published file (its MD5 sum is not {md5}); move {folder} away to "
@@ -45,17 +45,17 @@ def check(dataset: str, folder: Path, file: Path, md5: str) -> None:
 
 
 def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[Path], None]) -> None:
-    """Makes `folder` of what `fetch` leaves under that name in the directory it is given, whole or not at all.
+    """Makes `folder`, whole or not at all: `fetch` makes it in a scratch directory that it is given, then it is moved.
 
-    `dataset` is the option and `title` the set's name, for sentences; `url` is where it comes from. Raises UsageError
-    when it cannot be fetched, arrives damaged (for which `fetch` raises RuntimeError, as torchvision does), or cannot
-    be written.
+    `dataset`, `title` and `url`: the set's name in `dataset=`, its title and its address, for sentences. Raises
+    UsageError when the set cannot be fetched, arrives damaged (for which `fetch` raises RuntimeError, as torchvision
+    does), or cannot be written.
     """
     root, before = folder.parent, socket.getdefaulttimeout()
     made = [directory for directory in (root, *root.parents) if not directory.exists()]
 
     def discard() -> None:  # a refused run leaves nothing behind
-        with suppress(OSError):  # what holds something stays
+        with suppress(OSError):  # a directory that is not empty stays
             for directory in made:
                 directory.rmdir()
 
@@ -64,7 +64,7 @@ def download(dataset: str, title: str, url: str, folder: Path, fetch: Callable[[
         with undone_by(discard), scratch_directory(root, prefix=f".{dataset}-") as there:
             socket.setdefaulttimeout(_SECONDS_WITHOUT_AN_ANSWER)
             fetch(there)
-            os.rename(there / folder.name, folder)  # another process may have been first; then theirs stays
+            os.rename(there / folder.name, folder)  # another process may have been first; then its folder stays
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
         reason = getattr(e, "reason", None) or e
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The shards that a copy of photos is cut into, and which of them are there already. No torch."""
+"""The shards into which a copy of photos is cut, and which of the shards are finished. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from easgd_cli.data.listing import Listed
 from easgd_cli.data.patience import told
 
 FORMAT = 1
-QUALITY = 92  # of JPEG: differences to the resized pixels stay below what a crop by a pixel makes
-_SHARDS = 200  # of a split, about: each is a file that every process maps, and of which it keeps a descriptor
+QUALITY = 92  # of JPEG: changes the resized pixels less than a crop that is moved by a pixel
+_SHARDS = 200  # in a split, about: every process maps each shard and keeps a descriptor for it
 _LEAST = 64  # images in a shard, about
-_ASKING = 8  # threads that ask for sizes and times: on a network each waits for its answer
+_ASKING = 8  # threads that ask for sizes and times: on a network file system each waits for its answer
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a split, and where it goes."""
+    """A part of a split, and where its files are written."""
 
     directory: str
     name: str  # the split, and a digest of the first image's path
@@ -35,20 +35,20 @@ class Shard:
     side: int
 
     def signature(self) -> str:
-        """Changes with the files and how they are prepared; one that is missing cannot be decoded. Raises OSError."""
+        """Returns a digest of the originals' paths, sizes and times, and of how they are prepared. Raises OSError."""
         digest = hashlib.sha256(f"{FORMAT} {self.side} {QUALITY}".encode())
         for path in self.images.paths():
             try:
                 found = os.stat(f"{self.root}/{path}")
                 size, time = found.st_size, found.st_mtime_ns
-            except FileNotFoundError:  # a link that leads nowhere, or removed since it was listed
+            except FileNotFoundError:  # a link that leads nowhere, or removed since the listing: cannot be decoded
                 size = time = -1
             digest.update(_bytes(f"{path}\0{size}\0{time}\0"))
         return digest.hexdigest()
 
     def described(self) -> dict[str, Any] | None:
-        """What the finished shard holds; None where there is none, it is of other files, or an image that was left out
-        can be decoded by now.
+        """Returns what the finished shard holds; None if there is none, if it was made from other files, or if an image
+        that was left out can be decoded now.
         """
         try:
             description = json.loads(Path(self.directory, f"{self.name}.json").read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ class Shard:
         return description
 
     def _decodes(self, path: str) -> bool:
-        """Whether an image can be decoded, such as one that nobody had the right to read."""
+        """Returns whether an image can be decoded now, such as one that could not be read before."""
         try:
             decoding.rgb(f"{self.root}/{path}")
         except decoding.BrokenImage:
@@ -72,15 +72,15 @@ class Shard:
 
 
 def planned(folders: Folders, directory: Path, side: int) -> dict[str, list[Shard]]:
-    """How each split is cut."""
+    """Returns the shards of each split."""
     return {split: list(_cut(folders, split, getattr(folders, split), directory, side)) for split in ("train", "test")}
 
 
 def _cut(folders: Folders, split: str, listed: Listed, directory: Path, side: int) -> Iterator[Shard]:
-    """A shard begins at each image whose path has a checksum divisible by a power of 2, and ends after at most twice as
-    many images.
+    """Yields the shards of a split. A shard begins at each image whose path has a checksum divisible by `about`, a
+    power of 2, and ends after at most twice `about` images.
 
-    So cuts follow from names, and from how many there are only when these become half as many or twice as many.
+    So the cuts follow from the paths; the number of images changes only `about`, in steps of a factor of 2.
     """
     about = 1 << (max(_LEAST, len(listed) // _SHARDS) - 1).bit_length()
     begins: list[int] = []
@@ -98,9 +98,9 @@ def _bytes(text: str) -> bytes:
 
 
 def finished(parts: Sequence[Shard]) -> dict[str, dict[str, Any]]:
-    """What the finished shards hold, by name. Every original is asked for its size and time; slowness is told."""
+    """Returns what the finished shards hold, by name. Asks for every original's size and time; tells how far it is."""
     asked = told(parts, "comparing the originals with the files of the copy")
-    decoding.load_formats()  # what had been left out is tried again
+    decoding.load_formats()  # images that were left out are tried again
     with ThreadPoolExecutor(_ASKING) as pool:
         found = zip(asked, pool.map(Shard.described, parts), strict=True)
         return {shard.name: described for shard, described in found if described is not None}

@@ -1,6 +1,6 @@
-"""Where the encoded images of a split lie: in files of their own, or packed into a few large ones.
+"""Where the encoded images of a split lie: each in a file of its own, or packed into a few large files.
 
-What there is to know of a million images is a few tensors, which the processes of a machine share.
+The paths or places and the labels of a million images are a few tensors, which the processes of a machine share.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Source(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """[N] int64."""
+        """The labels, [N] int64."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that grows with the number of images, by the names of the fields."""
+        """Returns the tensors that grow with the number of images, by the names of their fields."""
 
     def first(self, count: int) -> Source:
-        """The same, of the first `count` images only."""
+        """Returns the same source, of the first `count` images only."""
 
     def content(self, i: int) -> bytes | memoryview | str:
-        """The bytes of image `i`, or the path of its file."""
+        """Returns the bytes of image `i`, or the path of its file."""
 
     def name(self, i: int) -> str:
-        """The image for a sentence."""
+        """Returns the name of image `i`, for a sentence."""
 
     @property
     def remedy(self) -> str:
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Each image in a file of its own below `root`; the paths are one text, cut at `ends`."""
+    """Images in files of their own below `root`. `text` is their paths, one after another; `ends`: where each ends."""
 
     root: str
     labels: Tensor  # [N] int64
@@ -58,7 +58,7 @@ class Files:
 
     @classmethod
     def of(cls, root: Path, listed: Listed, remedy: str) -> Files:
-        """The images `listed` below `root`; what they are listed in is taken over, not copied."""
+        """Makes a source of the images `listed` below `root`, which shares the memory of `listed`."""
         text = torch.frombuffer(listed.text, dtype=torch.uint8) if listed.text else torch.empty(0, dtype=torch.uint8)
         return cls(str(root), torch.from_numpy(listed.labels), text, torch.from_numpy(listed.ends), remedy)
 
@@ -66,7 +66,7 @@ class Files:
         return {"labels": self.labels, "text": self.text, "ends": self.ends}
 
     def first(self, count: int) -> Files:
-        """The same, of the first `count` images only."""
+        """Returns the same source, of the first `count` images only."""
         return replace(self, labels=self.labels[:count], ends=self.ends[:count])
 
     def content(self, i: int) -> str:
@@ -84,7 +84,7 @@ class Shards:
 
     directory: str
     shards: tuple[str, ...]
-    states: tuple[tuple[int, int], ...]  # of each shard, when it was found: bytes, and when it was written
+    states: tuple[tuple[int, int], ...]  # of each shard, as it was found: bytes, and time of the last write
     labels: Tensor  # [N] int64
     places: Tensor  # [N, 3] int64: number of the shard, first byte, bytes
     remedy: str = "remove that file and call easgd data prepare again"
@@ -92,7 +92,7 @@ class Shards:
 
     @classmethod
     def of(cls, directory: Path, shards: Sequence[str], labels: Tensor, places: Tensor) -> Shards:
-        """The images at `places` in the `shards` as they are now. Raises OSError."""
+        """Makes a source of the images at `places` in the `shards` as these are now. Raises OSError."""
         return cls(
             str(directory), tuple(shards), tuple(_state(os.stat(directory / name)) for name in shards), labels, places
         )
@@ -101,7 +101,7 @@ class Shards:
         return {"labels": self.labels, "places": self.places}
 
     def first(self, count: int) -> Shards:
-        """The same, of the first `count` images only."""
+        """Returns the same source, of the first `count` images only."""
         return replace(self, labels=self.labels[:count], places=self.places[:count])
 
     def content(self, i: int) -> memoryview:
@@ -113,12 +113,12 @@ class Shards:
         return f"{self.directory}/{self.shards[shard]}, the image at byte {first},"
 
     def _mapped(self, shard: int) -> memoryview:
-        """All are mapped when the first is wanted: what is made anew under their names from then on, as by easgd data
-        prepare, disturbs nobody.
+        """Returns the shard of this number, mapped. The first call maps all shards, so that files made anew under their
+        names afterwards, as by easgd data prepare, change nothing.
 
-        Raises UsageError where one has been before.
+        Raises UsageError if a shard has been made anew before the first call.
         """
-        if len(self._maps) < len(self.shards):  # two threads may both map one; the second map is dropped
+        if len(self._maps) < len(self.shards):  # two threads may map the same shard; the second map is dropped
             _allow_descriptors()
             for n, (name, state) in enumerate(zip(self.shards, self.states, strict=True)):
                 path = Path(self.directory, name)
@@ -126,7 +126,7 @@ class Shards:
                     with open(path, "rb") as file:
                         if _state(os.fstat(file.fileno())) != state:
                             raise _changed(path)
-                        # What is empty cannot be mapped, and has no image.
+                        # An empty file cannot be mapped, and has no image.
                         self._maps.setdefault(
                             n, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if state[0] else b"")
                         )
@@ -136,7 +136,7 @@ class Shards:
 
 
 def _state(found: os.stat_result) -> tuple[int, int]:
-    """Bytes, and when it was last written, in ns."""
+    """Returns a file's bytes, and when it was last written, in ns."""
     return found.st_size, found.st_mtime_ns
 
 
@@ -145,7 +145,7 @@ def _changed(path: Path) -> UsageError:
 
 
 def _allow_descriptors() -> None:
-    """Lets this process have a thousand open files, as most systems do: a map keeps one, and some shells allow 256."""
+    """Allows this process a thousand open files, as most systems do: each map keeps one, and some shells allow 256."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

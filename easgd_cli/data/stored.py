@@ -1,9 +1,9 @@
-"""Images too many for memory: they lie in files and are decoded when a batch wants them.
+"""Images too many for memory: they lie in files and are decoded when a batch needs them.
 
-A process holds where each image lies and its label, shared by all processes of the machine, and no pixels. Its own
-threads decode the next few batches ahead, which they can, since a batch is a function of (seed, worker, t). Threads
-only fill places that the draws have assigned, so their number changes no bit. uint8 goes to the device and becomes
-numbers there.
+A process holds no pixels, only the place and the label of each image, in memory that all processes of the machine
+share. Threads of the process decode the next few batches ahead, since a batch is a function of (seed, worker, t).
+Everything random is drawn before, so the number of threads changes no bit. Pixels go to the device as uint8 and are
+converted there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from easgd_cli.data.sources import Source
 from easgd_cli.errors import UsageError
 from easgd_cli.system.shared_memory import SharedTensors
 
-_TOGETHER = 4  # images that a thread takes at a time
-_VERIFIED = 1024  # images between two words, so that a million tasks never wait at once
+_TOGETHER = 4  # images that a thread decodes as one task
+_VERIFIED = 1024  # images between two reports of `broken`, so that a million tasks never wait at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,10 @@ class StoredImages(ImageSet):
     std: Channels | None = None
     classes: tuple[str, ...] | None = None  # names, in the order of the labels
     kept: Tensor | None = None  # [N] int64, which images of `train` are trained on; None for all
-    taken: Tensor | None = None  # [K] int64, which of them are held out
+    taken: Tensor | None = None  # [K] int64, which images of `train` are held out
     memory: SharedTensors | None = field(default=None, repr=False)  # where the tensors lie, after share()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of training batches
-    # started by the first batch: a fork never copies threads
+    # started by the first batch, so that no fork copies threads
     _pool: list[ThreadPoolExecutor] = field(default_factory=list, repr=False)
 
     @property
@@ -78,27 +78,27 @@ class StoredImages(ImageSet):
         return len(self._source(split).labels)
 
     def hold_out(self, n: int) -> StoredImages:
-        """The same with `n` training images set aside as `held_out`; see holding_out.py. Raises UsageError."""
+        """Returns this set with `n` training images set aside as `held_out`; see holding_out.py. Raises UsageError."""
         taken = held_out(self.train.labels, self.num_classes, n)
         return replace(self, taken=taken.nonzero()[:, 0], kept=(~taken).nonzero()[:, 0], memory=None)
 
     def share(self) -> StoredImages:
-        """The same with what it holds of every image in anonymous shared memory. Raises MemoryError."""
+        """Returns this set with the places and labels of images in anonymous shared memory. Raises MemoryError."""
         return self._with(SharedTensors.of(self._tensors()))
 
     def training_on(self, device: torch.device) -> StoredImages:
-        """The same with training batches on `device`."""
+        """Returns this set with training batches on `device`."""
         return replace(self, device=device)
 
     def training_batch(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Batch:
-        """The training images `indices` [B], cropped and mirrored at random, [B, *input_shape], and labels [B]."""
+        """Returns training images `indices` [B], cropped and mirrored at random, [B, *input_shape], and labels [B]."""
         return self.begin(indices, generator, dtype)()
 
     def begin(self, indices: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Callable[[], Batch]:
-        """Begins that batch. Called, the result waits for it; it raises UsageError for an image that cannot be decoded.
+        """Begins the batch. Returns a function that waits for it and raises UsageError for an image that is broken.
 
-        Where a patch begins is drawn as a fraction of the places where it can, since the sides of an image are known
-        only when it is decoded.
+        The corner of a patch is drawn as fractions of the rows and columns where a patch can begin, since the sides of
+        an image are known only when it is decoded.
         """
         across = torch.rand(len(indices), 2, generator=generator, dtype=torch.float64).tolist()
         mirrored = torch.randint(2, indices.shape, generator=generator).tolist() if self.flip else [0] * len(indices)
@@ -111,7 +111,7 @@ class StoredImages(ImageSet):
     def evaluation_batches(
         self, split: Split, size: int, device: torch.device, dtype: torch.dtype, indices: Tensor | None = None
     ) -> Iterator[Batch]:
-        """Center patches, at most `size` at a time, and their labels, on `device`; the next are decoded meanwhile."""
+        """Yields center patches, `size` at most, and their labels, on `device`; the next are decoded meanwhile."""
         chosen = {"train": self.kept, "held_out": self.taken, "test": None}[split]
         wanted = torch.arange(self.count(split)) if indices is None else indices
         places = wanted if chosen is None else chosen[wanted]
@@ -125,9 +125,9 @@ class StoredImages(ImageSet):
             yield waiting()
 
     def broken(self, split: Split, threads: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-        """Decodes all of a split ("train" with what is held out, or "test"), a thousand images at a time.
+        """Decodes all images of a split ("train", held-out ones included, or "test"), a thousand at a time.
 
-        Yields how many are done, and of each among the last thousand that cannot be decoded its name and why.
+        Yields how many are done, and for each of the last thousand that cannot be decoded its name and the reason.
         """
         source = self._source(split)
         total = len(source.labels)
@@ -197,7 +197,7 @@ class StoredImages(ImageSet):
         } | chosen
 
     def _with(self, tensors: SharedTensors | dict[str, Tensor]) -> StoredImages:
-        """The same with these instead of its own, and threads of its own."""
+        """Returns this set with these tensors in place of its own, and a thread pool of its own."""
         memory = tensors if isinstance(tensors, SharedTensors) else None
         named = tensors.tensors if isinstance(tensors, SharedTensors) else tensors
         sources = {
@@ -209,7 +209,7 @@ class StoredImages(ImageSet):
         return replace(self, **sources, kept=named.get("kept"), taken=named.get("taken"), memory=memory, _pool=[])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled without what lies in shared memory, and without threads."""
+        """Leaves out of the pickle what lies in shared memory, and threads."""
         sources = [
             (type(s), {k: v for k, v in vars(s).items() if k not in s.tensors() and k != "_maps"})
             for s in (self.train, self.test)

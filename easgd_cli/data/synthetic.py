@@ -20,9 +20,9 @@ def synthetic(
     crop: int | None = 28,
     flip: bool = True,
 ) -> Images:
-    """`train` and `test` images of `shape` (channels, rows, columns), every class a pattern of its own under noise.
+    """Returns `train` and `test` images of `shape` (channels, rows, columns): a pattern for each class, under noise.
 
-    The same in every run, whatever its seed. `crop`: side of the random patches, None for whole images.
+    The images are the same in every run, whatever its seed. `crop`: side of the random patches, None for whole images.
     Labels take turns, so that the classes are equally frequent. Raises UsageError when a size is out of range.
     """
     if len(shape) != 3 or min(shape) < 1:
@@ -40,7 +40,7 @@ def synthetic(
             f"dataset.crop={crop}: must be from 1 to {min(shape[1:])}, the shorter side of dataset.shape, or null "
             "for whole images."
         )
-    # The images and their labels; of each class its pattern, as numbers and as pixels.
+    # Bytes: pixels and labels (8 each) of the images; patterns of the classes as numbers (4) and as pixels (1).
     needed = (train + test) * (math.prod(shape) + 8) + classes * 5 * math.prod(shape)
     available = available_memory()
     if available is not None and needed > available:
@@ -50,7 +50,7 @@ def synthetic(
             f"and {available / 2**30:,.1f} GiB are free; make them smaller or fewer."
         )
     generator = torch.Generator().manual_seed(key(0, CONTENT))
-    # Coarse patterns, so that crops of one class still look alike, blown up to the shape.
+    # Patterns of 4x4 blown up to the shape: so coarse that crops of one class still look alike.
     coarse = torch.rand(classes, shape[0], 4, 4, generator=generator)
     patterns = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear").mul_(160).to(torch.uint8)
     train_labels, test_labels = torch.arange(train) % classes, torch.arange(test) % classes

@@ -18,18 +18,18 @@ from easgd_cli.data.holding_out import tested
 from easgd_cli.errors import UsageError
 
 Columns = dict[str, NDArray[Any]]  # by name, each [N, ...]
-_FEW = 8  # names, more of which are not listed
+_FEW = 8  # columns that a sentence names
 
 
 def table(
     root: str, targets: str, columns: tuple[str, ...] = (), test: float | str = 0.2, standardise: bool = True
 ) -> Arrays:
-    """The columns of the file `root` but `targets` are the inputs, or `columns` alone.
+    """Returns a data set of the file `root`: inputs are its `columns`, or all but the column `targets` unless given.
 
-    `test`: the share of rows that is tested on, or another file of the same columns. Columns of one number a row make
-    one vector; a single column of anything else is the input as it is. `standardise` takes the training rows' mean from
-    each column of numbers, targets that are no whole numbers included, and divides by their standard deviation. Targets
-    that are texts are classes, in alphabetical order. Raises UsageError.
+    `test`: the share of rows that is tested on, or another file with the same columns. Columns are joined to one vector
+    a row; a single column of arrays is the input as it is. `standardise`: subtract the training rows' mean from each
+    column of numbers and divide by their standard deviation, also in targets that are no whole numbers. Targets that
+    are texts are classes, in alphabetical order. Raises UsageError.
     """
     rows = _read(root)
     if targets not in rows:
@@ -60,7 +60,7 @@ def table(
 
 
 def _standardised(train: NDArray[Any], test: NDArray[Any]) -> tuple[tuple[NDArray[Any], NDArray[Any]], Any, Any]:
-    """Both, minus the mean and divided by the standard deviation of `train`, and these."""
+    """Returns (x - mean) / std of both arrays, and mean and std, which are those of `train` (std 1 in place of 0)."""
     mean, std = train.mean(0), train.std(0)
     scale = np.where(std > 0, std, 1.0)
     return ((train - mean) / scale, (test - mean) / scale), mean, scale
@@ -153,7 +153,7 @@ def _csv(path: Path) -> Columns:
 
 
 def _column(texts: list[str]) -> NDArray[Any]:
-    """Whole numbers, numbers (nothing and NA are none) or texts."""
+    """Returns the column as whole numbers, else as numbers (nan for empty, NA and null), else as texts."""
     for kind in (np.int64, np.float64):
         try:
             filled = texts if kind is np.int64 else ["nan" if t.lower() in ("", "na", "null") else t for t in texts]
@@ -171,7 +171,7 @@ def _parquet(path: Path) -> Columns:
 
 
 def _of_arrow(column: Any) -> NDArray[Any]:
-    """Numbers, lists of one length, or texts; of what is missing nan or nothing."""
+    """Returns numbers, arrays of one shape, or texts; a missing value becomes nan or an empty text."""
     kind = str(column.type)
     if kind.startswith("dictionary"):
         column = column.cast(column.type.value_type)

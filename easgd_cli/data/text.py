@@ -1,10 +1,10 @@
-"""Text as bytes, of which a net learns to tell the next: a file, the files of a directory, or Python's own sources.
+"""Text as bytes, for nets that predict the next byte: a file, the files of a directory, or Python's own sources.
 
-The text is cut once, in its order: training, then what is held out of it, then the test, so that no part of what is
-judged lies beside what was trained on. A sample is a window of `length` + 1 bytes; windows begin `length` apart.
+The text is cut into three pieces in its order, training, held out and test, so that windows for judging do not lie
+between training windows. A sample is a window of `length` + 1 bytes; windows begin `length` bytes apart.
 
-It is mapped and not read: a file where it lies, the files of a directory as one file without a name, put together on
-disk at the start. So a text may be larger than memory, and nothing is left behind that could grow old.
+The text is mapped into memory and not read: a single file where it lies, the files of a directory as one nameless file,
+put together on disk at the start. So a text may be larger than memory, and no copy stays behind to become outdated.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _TOKENS = 256
 
 
 def text(root: str | None = None, length: int = 64, test: float = 0.02, pattern: str = "**/*.txt") -> Text:
-    """The bytes of the file `root`, or of all files in that directory that `pattern` fits, in the order of their paths.
+    """Returns the text in the file `root`, or in all files of the directory `root` that match `pattern`, by path.
 
     Without `root`: the top-level modules of this Python's standard library, so that a language model trains without any
-    data at hand. `length`: bytes that the net sees of a window; `test`: the last share of the text, tested on. Raises
-    UsageError.
+    data at hand. `length`: bytes that the net sees of a window; `test`: the share at the end of the text that is
+    tested on. Raises UsageError.
     """
     if length < 1:
         raise UsageError(f"dataset.length={length}: must be a whole number of at least 1.")
@@ -70,7 +70,7 @@ def text(root: str | None = None, length: int = 64, test: float = 0.02, pattern:
 
 
 def _mapped(files: list[Path]) -> MappedFile | None:
-    """The files, one after another; None where there is nothing in them. Raises OSError."""
+    """Maps the files as one text, one after another; None if all are empty. Raises OSError."""
     if len(files) == 1:
         with open(files[0], "rb") as one:
             return MappedFile(os.dup(one.fileno())) if os.fstat(one.fileno()).st_size else None
@@ -84,13 +84,13 @@ def _mapped(files: list[Path]) -> MappedFile | None:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The bytes of `file`; `cuts`: where each split begins and ends; `length`: of a window, without the last byte."""
+    """Windows of the bytes of `file`. `cuts`: begin and end of each split; `length`: bytes the net sees of a window."""
 
     file: MappedFile
     cuts: Mapping[Split, tuple[int, int]]
     length: int
     about: str
-    on_device: Tensor | None = None  # the training bytes, where they lie on a GPU
+    on_device: Tensor | None = None  # the training bytes, if they lie on a GPU
 
     targets: ClassVar[Targets] = "tokens"
     num_classes: ClassVar[int] = _TOKENS
@@ -115,11 +115,11 @@ class Text:
 
     @property
     def nbytes(self) -> int:
-        return 0  # the system has it in memory as far as there is room
+        return 0  # the file is mapped: the system keeps it in memory as far as there is room
 
     @property
     def parts(self) -> dict[Split, Tensor]:
-        """Bytes [n] uint8 by split."""
+        """The bytes of each split, [n] uint8."""
         return {split: self.file.tensor[begin:end] for split, (begin, end) in self.cuts.items()}
 
     def count(self, split: Split) -> int:
@@ -127,7 +127,7 @@ class Text:
         return (end - begin - 1) // self.length
 
     def hold_out(self, n: int) -> Text:
-        """The same with the last `n` training windows set aside. Raises UsageError."""
+        """Returns this text with the last `n` training windows set aside. Raises UsageError."""
         if not 0 < n < self.count("train"):
             raise UsageError(
                 f"dataset.validation={n}: must be from 0 to {self.count('train') - 1}, of so many windows."
@@ -137,7 +137,7 @@ class Text:
         return replace(self, cuts={**self.cuts, "train": (begin, cut), "held_out": (cut - 1, end)})
 
     def share(self) -> Text:
-        """The same, which all processes map."""
+        """Returns this text: all processes map the same file."""
         return self
 
     def training_on(self, device: torch.device) -> Text:
@@ -154,7 +154,7 @@ class Text:
             yield self._windows(split, part).to(device), None
 
     def _windows(self, split: Split, indices: Tensor) -> Tensor:
-        """[B, length + 1] int64."""
+        """Returns the windows `indices` of a split, [B, length + 1] int64."""
         begin, end = self.cuts[split]
         part = self.file.tensor[begin:end] if self.on_device is None or split != "train" else self.on_device
         at = indices[:, None] * self.length + torch.arange(self.length + 1)

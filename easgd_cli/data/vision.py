@@ -1,7 +1,7 @@
-"""The only door to torchvision.
+"""Imports torchvision, for all other modules.
 
-Imported on demand: it costs more than a second, and a wheel of torchvision built against CUDA cannot be imported beside
-a torch without it unless the schemas of two operators, which nothing here calls, are declared first.
+The import is on demand, since it takes more than a second. A torchvision built for CUDA cannot be imported beside a
+torch without CUDA unless the schemas of two operators, which nothing here calls, are declared first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from easgd_cli.errors import UsageError
 
 @cache
 def torchvision() -> ModuleType:
-    """The package. Raises UsageError when it is not installed or does not go with the installed torch."""
+    """Returns the package. Raises UsageError when it is not installed or does not fit the installed torch."""
     try:
         try:
             import torchvision as package
@@ -28,7 +28,7 @@ def torchvision() -> ModuleType:
                 declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             import torchvision as package
 
-            package._easgd_declared = declared  # the schemas go when the object does
+            package._easgd_declared = declared  # the schemas last as long as this object
     except (ImportError, RuntimeError, AttributeError) as e:
         raise UsageError(
             f"torchvision, which this needs, cannot be imported beside torch {torch.__version__}: {e}"

@@ -1,1 +1,1 @@
-"""The way in from Python; `easgd_cli` itself has its names."""
+"""The interface for Python; its names are imported from `easgd_cli`."""

@@ -38,18 +38,18 @@ def train(
     """Trains a model with many workers around a center, and returns the run when it has ended: completed, or diverged,
     which is a result.
 
-    `model`: a net, whose weights all workers begin with and which stays as it is; what makes one, which may ask for
-    `num_classes` and `input_shape`; or a name, as in `easgd train model=`. None: the one that goes with the data.
+    `model`: a net, with whose weights all workers begin and which stays as it is; a callable that makes one, which may
+    ask for `num_classes` and `input_shape`; or a name, as in `easgd train model=`. None: the default for the data.
     `train`, `test`: Datasets (`__len__` and `__getitem__`), or pairs (inputs [N, ...], targets [N, ...]) of tensors or
-    arrays. Without `test` give the share that is tested on, `**{"dataset.test": 0.2}`; without both a name, `dataset=`.
-    `loss`: a callable of outputs and targets [B, ...] that returns the batch's mean, or the name of a task; None: as
-    the data want it. `resume`: a run to go on with, bit for bit as far as its method allows, or its directory; only its
-    length, until, eval and checkpoint may change. `directory`: where the run is kept; a dated one in runs/ unless
-    given. `progress`: whether it is shown. `settings`: those of `easgd train`, by the same names, times in seconds;
-    dotted ones as `eval={"every": "100 steps"}` or `**{"eval.every": "100 steps"}`.
+    arrays. Without `test` give the share to test on, `**{"dataset.test": 0.2}`; without both a set's name, `dataset=`.
+    `loss`: a callable of outputs and targets [B, ...] that returns the batch's mean, or the name of a task; None: the
+    default for the data. `resume`: a run, or its directory, to go on with bit for bit as far as its method allows; only
+    the length, until, eval and checkpoint may change. `directory`: where the run is kept; by default a dated one in
+    runs/. `progress`: whether the run is shown. `settings`: those of `easgd train`, by the same names, times in
+    seconds; dotted ones as `eval={"every": "100 steps"}` or `**{"eval.every": "100 steps"}`.
 
     Raises UsageError for what cannot run, before anything is started or written; Failed (a RunError) for a run that
-    failed; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint: both have the `run`.
+    failed; Interrupted (a KeyboardInterrupt) after Ctrl-C, with a checkpoint. The last two have the `run`.
     """
     asked = keywords.flat({**settings, "model": model} if isinstance(model, Mapping) else settings)
     if isinstance(loss, str):
@@ -59,21 +59,21 @@ def train(
         asked["model"] = model
 
     try:
-        with unchanged_process():  # also by what is loaded now
+        with unchanged_process():  # the imports here change nothing either
             from easgd_cli.python import here
 
             with here.alone():
                 if resume is not None:
                     return _go_on(resume, asked, _handed(model, train, test, loss, asked), directory, progress)
                 return _begin(asked, _handed(model, train, test, loss, asked), directory, progress)
-    except UsageError as e:  # what the command line calls otherwise
+    except UsageError as e:  # on the command line `directory` has another name
         if "hydra.run.dir=" not in str(e):
             raise
         raise UsageError(str(e).replace("hydra.run.dir=", "directory=")) from e
 
 
 def load(directory: str | Path) -> Run:
-    """The run in a directory, however it stands; its code is not imported. Raises UsageError where there is none."""
+    """Returns the run in a directory, ended or not, without importing its code. Raises UsageError if there is none."""
     path = Path(directory)
     if not path.is_dir() or reader.config_of(path) is None:
         raise UsageError(f"{path}: holds no config.yaml, so this is not the directory of a run.")
@@ -83,8 +83,8 @@ def load(directory: str | Path) -> Run:
 def report(runs: Run | str | Path | Iterable[Run | str | Path], out: str | Path | None = None, **options: Any) -> Path:
     """Writes report.html and its figures on these runs, side by side, and returns the path of the page.
 
-    `runs`: runs, their directories, or a sweep's. `out`: the directory that they go to; as in `easgd report` unless
-    given. `options`: its levels=[20, 10], baseline="algo=msgd", metric=, x= and rows=[...]. Raises UsageError.
+    `runs`: runs, directories of runs, or of a sweep. `out`: the directory to write into; by default that of `easgd
+    report`. `options`: its levels=[20, 10], baseline="algo=msgd", metric=, x= and rows=[...]. Raises UsageError.
     """
     from easgd_cli.commands import report as command
 
@@ -99,7 +99,7 @@ def report(runs: Run | str | Path | Iterable[Run | str | Path], out: str | Path 
 
 
 def stop() -> bool:
-    """Ends the run of another thread of this process as Ctrl-C would, with a checkpoint; returns whether one was."""
+    """Ends the run in another thread as Ctrl-C would, with a checkpoint. Returns whether there was a run."""
     return signals.interrupt()
 
 
@@ -109,7 +109,7 @@ def _refuse_twice(given: str, key: str, asked: Mapping[str, Any]) -> None:
 
 
 def _handed(model: Any, train: Any, test: Any, loss: Any, asked: dict[str, Any]) -> dict[str, Group]:
-    """What was handed over as an object, as options of their groups. Raises UsageError."""
+    """Returns, by group, an option for each object that was handed over. Raises UsageError."""
     from easgd_cli.python import handed
 
     found: dict[str, Group] = {}
@@ -159,7 +159,7 @@ def _go_on(
         if group not in handed and any(isinstance(value, Handed) for value in node.values()):
             handed[group] = node
     if asked.get("task") == ((reader.config_of(path) or {}).get("task") or {}).get("name"):
-        asked.pop("task", None)  # `loss`, said once more
+        asked.pop("task", None)  # the run's own task, given once more as `loss`
     lines = dict(zip(asked, keywords.lines(asked), strict=True))
     path, doubts = going_on.checked(path, lines), list[str]()
     changes = going_on.changes(asked)

@@ -1,7 +1,7 @@
 """Models, losses and data that are handed over as objects: how they are named, and how they reach the workers.
 
-What can be pickled goes to a clean interpreter, once for all workers, its arrays in shared memory. What cannot, such as
-a lambda or a class of `__main__` or a notebook, is inherited: workers are then forked from a copy of this process.
+Objects that can be pickled go to a clean interpreter, once for all workers, their arrays in shared memory. Others, such
+as a lambda or a class of `__main__` or a notebook, are inherited: workers are then forked from a copy of this process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from easgd_cli.settings.schema import Group, Settings
 from easgd_cli.settings.targets import Handed
 from easgd_cli.system.shared_memory import SharedTensors
 
-_SENT = ("model", "task")  # groups whose makers a worker calls; its data it gets made
+_SENT = ("model", "task")  # groups whose makers are called by workers; data are made before
 
 
 @dataclass(frozen=True)
 class CopyOf:
-    """Makes a copy of a net, so that what trains is never the caller's own."""
+    """Makes a copy of a net, so that the caller's own net is never trained."""
 
     net: nn.Module
 
@@ -44,7 +44,7 @@ class CopyOf:
 
 @dataclass(frozen=True)
 class Just:
-    """Makes what it holds."""
+    """A maker that returns the object it was given."""
 
     what: Any
 
@@ -53,7 +53,7 @@ class Just:
 
 
 def model(given: Any) -> Group:
-    """A net, or what makes one, as an option of `model`. Raises UsageError."""
+    """Returns a net, or a callable that makes one, as an option of `model`. Raises UsageError."""
     if isinstance(given, nn.Module):
         try:
             own = copy.deepcopy(given).cpu()
@@ -70,7 +70,10 @@ def model(given: Any) -> Group:
 
 
 def loss(given: Any) -> Group:
-    """A function of outputs and targets, or what torch.nn has of them, as an option of `task`. Raises UsageError."""
+    """Returns a callable of outputs and targets, such as a loss of torch.nn, as an option of `task`.
+
+    Raises UsageError.
+    """
     if not callable(given):
         raise UsageError(
             f"loss: is a {type(given).__name__}; give a callable of outputs and targets, or the name of a task."
@@ -80,12 +83,12 @@ def loss(given: Any) -> Group:
 
 
 def function(given: Callable[..., Any]) -> str:
-    """A function that is found by its name, or is handed over."""
+    """Returns the function's name, `module:name`, if other processes find it by that, else the function handed over."""
     return _written(given) or Handed(_of(given), given)
 
 
 def data(train: Any, test: Any) -> Group:
-    """Training and test data as an option of `dataset`: Datasets, or pairs of inputs and targets. `test`: or None."""
+    """Returns data as an option of `dataset`. `train`, `test` (or None): Datasets, or pairs of inputs and targets."""
     for part in (train, test):
         if isinstance(part, type):
             raise UsageError(f"train, test: {part.__name__} is a class; give Datasets that have been made of it.")
@@ -106,7 +109,7 @@ def _node(given: Any, maker: Callable[[], Any]) -> Group:
 
 
 def _of(given: Any) -> str:
-    """Which object it is, for config.yaml."""
+    """Returns a description of the object, for config.yaml."""
     if isinstance(given, tuple | list | Tensor | np.ndarray):
         return f"arrays {_name(given).partition('-')[2]}"
     named = given if hasattr(given, "__qualname__") else type(given)
@@ -114,7 +117,7 @@ def _of(given: Any) -> str:
 
 
 def _name(given: Any) -> str:
-    """A short name, of which directories are made."""
+    """Returns a short name of the object, fit for the name of a directory."""
     if isinstance(given, functools.partial):
         return _name(given.func)
     if isinstance(given, Tensor | np.ndarray):
@@ -127,7 +130,7 @@ def _name(given: Any) -> str:
 
 
 def _written(given: Any) -> str | None:
-    """`module:Name`, where another process finds the same by it; None where it does not."""
+    """Returns `module:Name` if another process finds the same object by it, else None."""
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", "")
     if not module or not name or not _importable(module):
         return None
@@ -145,20 +148,20 @@ def _importable(module: str) -> bool:
 
 
 def unsendable(s: Settings) -> str | None:
-    """Why what was handed over cannot be sent to another interpreter; None where it can."""
+    """Returns why an object that was handed over cannot be sent to another interpreter; None: all can."""
     for group in ("model", "task", "dataset"):
         handed = [value for value in getattr(s, group).values() if isinstance(value, Handed)]
         if not handed:
             continue
         try:
             _Probe().dump([value.maker for value in handed])
-        except Exception as e:  # whatever an object's own __reduce__ raises
+        except Exception as e:  # an object's own __reduce__ may raise anything
             return f"{group}={getattr(s, group)['name']}: {' '.join(str(e).split())}"
     return None
 
 
 class _Probe(pickle.Pickler):
-    """Pickles into nothing, without arrays. Raises where something could not be found in another process."""
+    """Pickles without arrays and without output. Raises for what another process could not find by its name."""
 
     def __init__(self) -> None:
         super().__init__(_Nothing(), pickle.HIGHEST_PROTOCOL)
@@ -181,7 +184,7 @@ class _Nothing(io.RawIOBase):
 
 @dataclass(frozen=True)
 class SentRecipe(Recipe):
-    """A recipe whose objects are packed once for all processes of a run, and the type that numbers have by default."""
+    """A recipe with objects `packed` once for all processes of a run, and torch's default `dtype` for the processes."""
 
     packed: tuple[bytes, SharedTensors] | None = None
     dtype: torch.dtype = torch.float32
@@ -212,7 +215,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class InheritedRecipe(Recipe):
-    """A recipe that a copy of this process has already; what is sent is its number. `release` when the run is over."""
+    """A recipe that copies of this process have already: only its `number` is sent. Call `release` after the run."""
 
     number: int = -1
 
@@ -233,7 +236,7 @@ class InheritedRecipe(Recipe):
 
 
 def _unused(data: Any) -> Any:
-    """The same data without the threads or processes that read some here, which no fork copies: privates begin anew."""
+    """Returns the data with fresh private fields: a fork does not copy the reading threads and processes in them."""
     anew = {f.name: f.default_factory for f in fields(data) if f.name.startswith("_")}
     return replace(data, **{name: made() for name, made in anew.items() if made is not MISSING})
 

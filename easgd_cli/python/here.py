@@ -1,4 +1,4 @@
-"""A run in the process that asks for it: shown there, its objects brought to the workers, nothing else changed."""
+"""Runs in the calling process: shows the run there, brings its objects to the workers, changes nothing else."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _one = threading.Lock()
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """While it lasts no other run begins in this process, which is left as it was. Raises UsageError where one is under
-    way: generators, threads and the default type of numbers are the process's.
+    """Allows no other run of this process during the block, and leaves the process as it was. Raises UsageError if a
+    run is under way: runs of one process would share generators, threads and the default type of numbers.
     """
     if not _one.acquire(blocking=False):
         raise UsageError(
@@ -47,7 +47,7 @@ def alone() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Here:
-    """A launcher for a run of this process. `inherits`: why workers have to be copies of it; None: they need not."""
+    """Launches a run from this process. `inherits`: why workers must be copies of this process; None: they need not."""
 
     launcher: Launcher
     screen: Screen | None
@@ -57,7 +57,7 @@ class Here:
 
     @classmethod
     def of(cls, s: Settings, launcher: Launcher, progress: bool) -> Here:
-        """Raises UsageError where what was handed over cannot reach the workers."""
+        """Returns the launcher. Raises UsageError if objects that were handed over cannot reach the workers."""
         in_processes = build.launched_in_processes(s)
         inherits = unsendable(s) if in_processes else None
         if inherits is not None and torch.cuda.is_available():
@@ -77,7 +77,7 @@ class Here:
             try:
                 return self.launcher(job, experiment)
             finally:
-                give_back_freed_memory()  # this process goes on, and a virtual cluster has kept it
+                give_back_freed_memory()  # this process goes on, and no longer needs the virtual cluster's memory
         if self.inherits is None:
             sent = SentRecipe(recipe.settings, recipe.data, recipe.steps)
             return self.launcher(job, replace(experiment, recipe=sent))
@@ -91,7 +91,9 @@ class Here:
 
 
 def ended(outcome: Outcome, run: Run) -> Run:
-    """The run where it has its result. Raises Interrupted after a signal, which is also given on, and Failed."""
+    """Returns the run if it has its result. Raises Failed; or Interrupted after a signal, which the main thread first
+    raises once more, unless the signal would merely raise KeyboardInterrupt.
+    """
     if outcome.status == "failed":
         raise Failed(outcome.reason or "the run failed", run)
     if outcome.status != "interrupted":
@@ -105,7 +107,7 @@ def ended(outcome: Outcome, run: Run) -> Run:
 
 
 def _screen(progress: bool) -> Screen | None:
-    """Where a run is shown: a view in a terminal, a line in a notebook, lines elsewhere, or nowhere."""
+    """Returns where a run is shown: nowhere, or a notebook's line; None stands for a view in a terminal, else lines."""
     if not progress:
         return nowhere()
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

@@ -20,7 +20,7 @@ from easgd_cli.settings.schema import GROUPS, Group, Settings
 
 _KINDS: dict[str, Any] = get_type_hints(Settings)
 _SECTIONS: dict[str, Any] = {key: kind for key, kind in _KINDS.items() if is_dataclass(kind)}
-_DICTIONARIES = {"until", *_SECTIONS, *GROUPS}  # whose parts have names of their own
+_DICTIONARIES = {"until", *_SECTIONS, *GROUPS}  # keywords that may be given as dictionaries of their parts
 _NOT_HERE = dict.fromkeys(schema.OF_SWEEPS, "is of a sweep; from Python that is a loop, or easgd train -m") | {
     "replay": "goes through a run again; that is easgd train replay=RUN",
     "experiment": "is a sweep of the paper's; that is easgd train experiment=NAME",
@@ -29,7 +29,7 @@ _NOT_HERE = dict.fromkeys(schema.OF_SWEEPS, "is of a sweep; from Python that is 
 
 
 def flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted names: `eval={"every": "100 steps"}` is `eval.every`. Raises UsageError."""
+    """Returns the settings by dotted names: `eval={"every": "100 steps"}` becomes `eval.every`. Raises UsageError."""
     found: dict[str, Any] = {}
     for key, value in given.items():
         parts = key in _DICTIONARIES and isinstance(value, Mapping)
@@ -45,12 +45,15 @@ def flat(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(given: Mapping[str, Any]) -> list[str]:
-    """The settings as they are written on the command line."""
+    """Returns the settings as they are written on the command line."""
     return [f"{key}={_written(value)}" for key, value in given.items()]
 
 
 def composed(given: Mapping[str, Any], handed: Mapping[str, Group]) -> Settings:
-    """The settings of a new run: those `given` by dotted names, groups `handed` over as objects. Raises UsageError."""
+    """Returns the settings of a new run. `given`: settings by dotted names; `handed`: groups handed over as objects.
+
+    Raises UsageError.
+    """
     written = lines(given)
     if given.get("tau") == "auto":
         given = {key: value for key, value in given.items() if key != "tau"} | {"auto.tau": True}
@@ -76,7 +79,7 @@ def composed(given: Mapping[str, Any], handed: Mapping[str, Group]) -> Settings:
 def resumed(
     run: Path, given: Mapping[str, Any], handed: Mapping[str, Group], doubts: list[str] | None = None
 ) -> Settings:
-    """The settings of a run with those `given` changed, and objects `handed` over once more. Raises UsageError."""
+    """Returns a run's settings, the `given` ones changed, with objects `handed` over once more. Raises UsageError."""
     path = run / "config.yaml"
     root = configs.of_today(reader.config_of(run, doubts))
     if root is None:
@@ -99,7 +102,7 @@ def _named(target: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What YAML can hold of it: numbers of numpy or torch, tuples and paths as Python's own."""
+    """Returns the value as YAML can hold it: numbers of numpy or torch as Python's, tuples as lists, paths as text."""
     if isinstance(value, Path):
         return os.fspath(value)
     if isinstance(value, tuple | list):
@@ -110,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written in an override."""
+    """Returns a value as it is written in an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
@@ -132,10 +135,10 @@ def _choice(group: str, value: Any) -> str:
 
 
 def _chosen(asked: Mapping[str, str], handed: set[str]) -> dict[str, str]:
-    """The option of every group: as asked for, else as what was chosen elsewhere wants it, else the default."""
+    """Returns the option of every group: as asked for, else as another group's option brings it, else the default."""
     groups = {group: option for group, option in configs.defaults().items() if option is not None}
     now = groups | dict(asked)
-    for _ in GROUPS:  # each round settles one more that follows from another
+    for _ in GROUPS:  # each round settles one more group that follows from another
         before, now = now, dict(groups)
         for group in sorted(before.keys() - handed, key=lambda g: g == "problem"):
             now |= _option(group, before[group])[1]
@@ -146,7 +149,10 @@ def _chosen(asked: Mapping[str, str], handed: set[str]) -> dict[str, str]:
 
 
 def _option(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What an option sets, from the root on, and the options of other groups that it brings. Raises UsageError."""
+    """Returns an option's settings, from the root on, and the options of other groups that it brings.
+
+    Raises UsageError.
+    """
     if ":" in name:
         node, unused = own_option.of(group, name)
         return {group: node}, dict.fromkeys(unused, "none")
@@ -183,7 +189,7 @@ def _get(root: Mapping[str, Any], key: str) -> Any:
 
 
 def _set(root: dict[str, Any], key: str, value: Any, written: list[str]) -> None:
-    """One setting by its dotted name. Raises UsageError where there is none of that name."""
+    """Sets one setting in `root` by its dotted name. Raises UsageError for an unknown name."""
     line = names.written_as(key, written)
     section, _, name = key.partition(".")
     if not name:
@@ -210,7 +216,7 @@ def _set(root: dict[str, Any], key: str, value: Any, written: list[str]) -> None
 
 
 def _typed(root: dict[str, Any], written: list[str], chosen: Mapping[str, str | None]) -> Settings:
-    """The dataclasses. Raises UsageError for a value of another type than its setting has, or that is missing."""
+    """Returns the settings as dataclasses. Raises UsageError for a missing value and for a value of another type."""
     choices = dict(chosen)
     for key in GROUPS:
         for part in ("name", "target"):

@@ -1,4 +1,4 @@
-"""A run as Python sees it: what its directory holds. Nothing that it names is imported to look at it."""
+"""A run as an object: reads the files of the run's directory. No code that the settings name is imported."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, by its `directory`, however it stands, read as it is now; what is damaged raises UsageError."""
+    """A run, ended or not, in its `directory`. Members read its files as they are now; damage raises UsageError."""
 
     directory: Path
-    # of a run of this process, with the objects that it was handed, by which `resume=run` goes on without them
+    # of a run of this process, with the objects that were handed over: so `resume=run` needs them no more
     settings: Settings | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -29,12 +29,12 @@ class Run:
 
     @property
     def status(self) -> str | None:
-        """running, completed, diverged, interrupted or failed; None where nothing says so."""
+        """running, completed, diverged, interrupted or failed; None if no file says so."""
         return reader.status_of(self.directory)
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.yaml: every setting. Objects that were handed over are their names."""
+        """config.yaml: every setting. An object that was handed over stands there by its name."""
         return reader.config_of(self.directory) or {}
 
     @property
@@ -44,15 +44,15 @@ class Run:
 
     @property
     def average(self) -> dict[str, Tensor]:
-        """The average of the center, where one is kept (average="polyak" or "moving"), as `center`."""
+        """The average of the center, if one is kept (average="polyak" or "moving"): a state_dict as in `center`."""
         return self._saved("average")
 
     def metrics(self, party: str | None = None) -> list[dict[str, Any]]:
-        """The record, a dictionary a row, in the order of writing: `seconds` (of training, virtual ones where
+        """Returns the record, a dictionary a row, in the order of writing: `seconds` (of training, virtual ones where
         simulated), `step` (local steps), `exchanges`, `party` and what was measured, by name; a number that is not
         finite is None.
 
-        `party`: rows of that one only, "center", "average", "system" or "worker_00".
+        `party`: rows of this party only: "center", "average", "system" or "worker_00".
         """
         path = self.directory / "metrics.jsonl"
         rows = reader.read_rows(path) if path.exists() else ()
@@ -73,12 +73,12 @@ class Run:
             raise UsageError(f"{self.directory}: there is no {path.name}; the run's status is {self.status}.") from None
         except UsageError:
             raise
-        except Exception as e:  # of any content that torch takes for something else
+        except Exception as e:  # torch may raise anything for a file that holds something else
             raise reader.BadFile(path, f"cannot be read as parameters ({type(e).__name__})") from e
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended the run, or `easgd_cli.stop()`. `run`: what is left, to go on from: `train(resume=e.run)`."""
+    """A signal or `easgd_cli.stop()` has ended the run. `run`: goes on with `train(resume=e.run)`."""
 
     def __init__(self, run: Run):
         super().__init__(f"the run in {run.directory} was interrupted; train(resume=...) goes on with it")
@@ -86,7 +86,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Failed(RunError):
-    """A run that had begun has failed; the text says what happened. `run`: what it has left."""
+    """A run that had begun has failed; the text says what happened. `run`: reads the files that are left."""
 
     def __init__(self, reason: str, run: Run):
         super().__init__(reason)

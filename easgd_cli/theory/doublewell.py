@@ -20,12 +20,12 @@ CRITICAL_RHO = 2 / 3
 
 
 def split_point(rho: float) -> Array:
-    """(x^1, x^2, x~) of the stationary point with a worker in each well, rho < 1."""
+    """Returns (x^1, x^2, x~) of the stationary point with a worker in each well, for rho < 1."""
     s = np.sqrt(1 - rho)
     return np.array([s, -s, 0.0])
 
 
 def eigenvalues(rho: float) -> Array:
-    """Of the Hessian at `split_point`, rising, in closed form."""
+    """Returns the eigenvalues of the Hessian at `split_point`, rising, in closed form."""
     root = np.sqrt(1 - 4 * rho + 6 * rho**2)
     return np.sort(np.array([1 - root, 2 - 2 * rho, 1 + root]))

@@ -40,44 +40,44 @@ from easgd_cli.theory.linear import Array, floats
 
 @dataclass(frozen=True)
 class Form:
-    """One of the three: how u and the differences' factor depend on alpha (see above); arrays of eta h and beta."""
+    """One of the three forms: how u and the factor of the differences depend on alpha (see above)."""
 
     name: str
     slope: Callable[[Array, Array], Array]  # k(eta h, beta)
     differences: Callable[[Array, Array], Array]  # factor of the differences (eta h, alpha)
 
     def u(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Array:
-        """1 - det of the mean mode."""
+        """Returns u = 1 - det of the mean mode."""
         eta_h, alpha, beta = floats(eta_h, alpha, beta)
         u: Array = eta_h + beta - eta_h * beta + self.slope(eta_h, beta) * alpha
         return u
 
     def alpha(self, u: ArrayLike, eta_h: ArrayLike, beta: ArrayLike) -> Array:
-        """The alpha at which the mean mode has this u; nan where u does not depend on alpha."""
+        """Returns the alpha at which the mean mode has this u; nan where u does not depend on alpha."""
         u, eta_h, beta = floats(u, eta_h, beta)
         slope = self.slope(eta_h, beta)
         alpha: Array = (u - (eta_h + beta - eta_h * beta)) / np.where(slope == 0, np.nan, slope)
         return alpha
 
     def radius(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike, *, differences: bool) -> Array:
-        """Spectral radius of the mean mode, or of all modes when the `differences` between workers count (p > 1)."""
+        """Returns the spectral radius of the mean mode, or of all modes if `differences` of workers count (p > 1)."""
         mean = mean_radius(np.multiply(eta_h, beta), self.u(eta_h, alpha, beta))
         if not differences:
             return mean
         return np.maximum(mean, np.abs(self.differences(*floats(eta_h, alpha))))
 
     def fastest(self, eta_h: ArrayLike, beta: ArrayLike, *, differences: bool) -> Array:
-        """The alpha of the least `radius` for these eta h and beta (both positive).
+        """Returns the alpha of the least `radius` for these eta h and beta (both positive).
 
-        Both radii, the mean mode's and the differences', have one minimum each and rise away from it; so the larger of
-        them does, between the two, and a ternary search finds it.
+        The radii of the mean mode and of the differences each rise away from one minimum. So does the larger of the
+        two radii; its minimum lies between the two minima, where a ternary search finds it.
         """
         eta_h, beta = np.broadcast_arrays(*floats(eta_h, beta))
         c = np.sqrt(eta_h * beta)
         mean = self.alpha(2 * c - c * c, eta_h, beta)
         if not differences:
             return mean
-        # where the differences vanish in a step
+        # the alpha at which the differences vanish in one step
         still = np.where(self.differences(eta_h, np.ones(eta_h.shape)) == 0, 1.0, 1 - eta_h)
         mean = np.where(np.isfinite(mean), mean, still)
         low, high = np.minimum(mean, still), np.maximum(mean, still)
@@ -88,11 +88,11 @@ class Form:
         return (low + high) / 2
 
     def quietest(self, eta_h: ArrayLike, beta: ArrayLike) -> Array:
-        """The alpha of the least asymptotic variance of the center for these eta h and beta."""
+        """Returns the alpha of the least asymptotic variance of the center for these eta h and beta."""
         return self.alpha(2 - np.sqrt(np.multiply(eta_h, beta)), eta_h, beta)
 
     def variance(self, eta_h: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Array:
-        """Asymptotic variance of the center in units of sigma^2 / (p h^2); inf where the mean mode is not stable."""
+        """Returns the center's asymptotic variance in units of sigma^2 / (p h^2); inf if the mean mode is unstable."""
         return limit_variance(np.multiply(eta_h, beta), self.u(eta_h, alpha, beta))
 
 
@@ -109,7 +109,7 @@ FORMS = (JACOBI, GAUSS_SEIDEL, PULL_THEN_STEP)
 
 
 def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
-    """Largest modulus of the roots of z^2 - (2 - u - c^2) z + 1 - u."""
+    """Returns the largest modulus of the roots of z^2 - (2 - u - c^2) z + 1 - u."""
     c2, u = floats(c2, u)
     a = u + c2
     square = a * a - 4 * c2
@@ -119,7 +119,9 @@ def mean_radius(c2: ArrayLike, u: ArrayLike) -> Array:
 
 
 def limit_variance(c2: ArrayLike, u: ArrayLike) -> Array:
-    """Variance of the center as t -> inf, in sigma^2 / (p h^2), by the discrete Lyapunov equation; inf: none."""
+    """Returns the center's variance as t -> inf, in sigma^2 / (p h^2), by the discrete Lyapunov equation; inf where it
+    does not converge.
+    """
     c2, u = floats(c2, u)
     s = 4 - 2 * u - c2
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,15 +16,15 @@ Truth = NDArray[np.bool_]
 
 
 def floats(*given: ArrayLike) -> list[Array]:
-    """Each of them as an array of floats."""
+    """Returns each argument as an array of floats."""
     return [np.asarray(numbers, dtype=float) for numbers in given]
 
 
 def after(t: int, a: Array, q: Array, start: Array) -> tuple[Array, Array]:
-    """Mean [..., n] and covariance [..., n, n] after `t` steps from the certain state `start` [..., n]; a, q: [..., n,
-    n].
+    """Returns mean [..., n] and covariance [..., n, n] after `t` steps from the certain state `start` [..., n]; a, q:
+    [..., n, n].
 
-    What no double holds any more is inf.
+    Numbers too large for a double are inf.
     """
     shape = np.broadcast_shapes(a.shape, q.shape)
     power = np.broadcast_to(np.eye(shape[-1]), shape)
@@ -43,7 +43,7 @@ def after(t: int, a: Array, q: Array, start: Array) -> tuple[Array, Array]:
 
 
 def spectral_radius(a: Array) -> Array:
-    """Largest modulus of an eigenvalue of a [..., n, n]."""
+    """Returns the largest modulus of an eigenvalue of a [..., n, n]."""
     radius: Array = np.abs(np.linalg.eigvals(a)).max(axis=-1)
     return radius
 

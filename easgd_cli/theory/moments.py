@@ -46,7 +46,7 @@ class Moments:
 
 
 def eigenvalues(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) -> tuple[Array, Array]:
-    """gamma >= phi of the map of mean and center, real for every alpha, since beta = p alpha has its sign."""
+    """Returns the eigenvalues gamma >= phi of the map of (y, x~), real since alpha and beta have the same sign."""
     eta_h, beta = np.multiply(eta, h, dtype=float), np.asarray(beta, dtype=float)
     alpha = beta / np.asarray(p, dtype=float)
     a, c2 = eta_h + alpha + beta, eta_h * beta
@@ -61,9 +61,9 @@ def eigenvalues(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.
 
 
 def stable(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) -> Truth:
-    """Condition (17): whether all eigenvalues of the map of all p + 1 variables lie inside the unit circle.
+    """Returns whether condition (17) holds: all eigenvalues of the map of all p + 1 variables lie in the unit circle.
 
-    It speaks of gamma and phi and suffices for the differences between workers, whose factor is 1 - alpha - eta h.
+    It is stated for gamma and phi, and suffices for the differences between workers, whose factor is 1 - alpha - eta h.
     """
     eta_h, beta = np.multiply(eta, h, dtype=float), np.asarray(beta, dtype=float)
     alpha = beta / np.asarray(p, dtype=float)
@@ -71,7 +71,7 @@ def stable(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) ->
 
 
 def margin(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0) -> Array:
-    """(2 - eta h)(2 - p alpha) - 2 alpha, which condition (17) wants above 0; it is (1 + gamma)(1 + phi)."""
+    """Returns (2 - eta h)(2 - p alpha) - 2 alpha = (1 + gamma)(1 + phi), which condition (17) requires to be > 0."""
     eta_h, beta = np.multiply(eta, h, dtype=float), np.asarray(beta, dtype=float)
     product: Array = (2 - eta_h) * (2 - beta) - 2 * beta / np.asarray(p, dtype=float)
     return product
@@ -81,9 +81,9 @@ def center(
     t: float, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
     x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
 ) -> Moments:  # fmt: skip
-    """E x~_t, equation (15), and V x~_t, equation (16); at t = inf their limits, inf where condition (17) fails.
+    """Returns E x~_t, equation (15), and V x~_t, equation (16); at t = inf their limits, inf if condition (17) fails.
 
-    `x0`: where all workers (or their mean) begin, `center0`: the center.
+    `x0`: where all workers (or their mean) begin; `center0`: where the center begins.
     """
     p, eta, beta, h, sigma, x0, center0 = np.broadcast_arrays(*floats(p, eta, beta, h, sigma, x0, center0))
     if math.isinf(t):
@@ -98,9 +98,9 @@ def center(
 
 
 def limit_variance(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0) -> Array:
-    """lim V x~_t as t -> inf, where condition (17) holds.
+    """Returns lim V x~_t as t -> inf, where condition (17) holds.
 
-    The paper's beta^2 eta^2 (1 + gamma phi) / ((1 - gamma^2)(1 - phi^2)(1 - gamma phi)) sigma^2 / p without the
+    It is the paper's beta^2 eta^2 (1 + gamma phi) / ((1 - gamma^2)(1 - phi^2)(1 - gamma phi)) sigma^2 / p, without
     eigenvalues: u = 1 - gamma phi, c^2 = (1 - gamma)(1 - phi), 4 - 2u - c^2 = (1 + gamma)(1 + phi), the margin of (17).
     """
     p, eta, beta, h, sigma = floats(p, eta, beta, h, sigma)
@@ -112,7 +112,7 @@ def limit_variance(p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike =
 
 
 def corollary(eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0) -> Array:
-    """Corollary 7.1: lim p MSE as t -> inf, then p -> inf; stable for 0 < eta h < 2, 0 < beta < 2, inf elsewhere."""
+    """Returns lim p MSE as t -> inf, then p -> inf (Corollary 7.1); inf unless 0 < eta h < 2 and 0 < beta < 2."""
     eta_h, beta = np.multiply(eta, h, dtype=float), np.asarray(beta, dtype=float)
     inside = (eta_h > 0) & (eta_h < 2) & (beta > 0) & (beta < 2)
     both = beta * eta_h
@@ -126,7 +126,7 @@ def averaged_center(
     t: int, p: ArrayLike, eta: ArrayLike, beta: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0,
     x0: ArrayLike = 1.0, center0: ArrayLike = 1.0,
 ) -> Moments:  # fmt: skip
-    """Moments of z_t = (x~_0 + ... + x~_t) / (t + 1), exact at every t: the sum is a third variable of the recursion.
+    """Returns moments of z_t = (x~_0 + ... + x~_t) / (t + 1), exact at every t: the recursion carries the sum along.
 
     (t + 1) V z_t tends to `fisher` for every eta and beta that are stable.
     """
@@ -140,7 +140,7 @@ def averaged_center(
 
 
 def fisher(p: ArrayLike, h: ArrayLike = 1.0, sigma: ArrayLike = 1.0) -> Array:
-    """sigma^2 / (p h^2): the least t V any estimator of the optimum from p t gradients can reach, the Fisher bound."""
+    """Returns the Fisher bound sigma^2 / (p h^2): no estimator of the optimum from p t gradients has a smaller t V."""
     return np.asarray(np.divide(sigma, h) ** 2 / np.asarray(p, dtype=float))
 
 

@@ -14,7 +14,7 @@ Linearised ADMM's is (lambda^1, x^1, .., lambda^p, x^p, x~), three maps a step:
 
 EASGD: apart from 1s, a map has the symmetric block [[1 - eta - alpha, alpha], [alpha, 1 - alpha]]. Its eigenvalues lie
 in [-1, 1] if and only if 0 <= eta <= 2 and 0 <= alpha <= (4 - 2 eta) / (4 - eta). Then every map is a symmetric
-contraction, and so is every product of them in the 2-norm: no round grows. Outside it single maps grow; their product
+contraction, and so is every product of them in the 2-norm: no round grows. Elsewhere single maps grow; their product
 need not.
 
 eta and rho or alpha: scalars or arrays that broadcast to leading axes of the matrices.
@@ -29,7 +29,7 @@ from easgd_cli.theory.linear import Array, Truth, floats
 
 
 def easgd_map(i: int, p: int, eta: ArrayLike, alpha: ArrayLike) -> Array:
-    """Worker i's step, i = 0 .. p-1: [..., p+1, p+1]."""
+    """Returns the map of worker i's step, i = 0 .. p-1: [..., p+1, p+1]."""
     eta, alpha = np.broadcast_arrays(*floats(eta, alpha))
     m = _identity(p + 1, eta)
     m[..., i, i] = 1 - eta - alpha
@@ -39,7 +39,7 @@ def easgd_map(i: int, p: int, eta: ArrayLike, alpha: ArrayLike) -> Array:
 
 
 def admm_map(i: int, p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
-    """Worker i's step F3 F2 F1, i = 0 .. p-1: [..., 2p+1, 2p+1]."""
+    """Returns the map F3 F2 F1 of worker i's step, i = 0 .. p-1: [..., 2p+1, 2p+1]."""
     eta, rho = np.broadcast_arrays(*floats(eta, rho))
     multiplier, x, center = 2 * i, 2 * i + 1, 2 * p
     f1, f2, f3 = (_identity(2 * p + 1, eta) for _ in range(3))
@@ -51,24 +51,24 @@ def admm_map(i: int, p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
 
 
 def easgd_round(p: int, eta: ArrayLike, alpha: ArrayLike) -> Array:
-    """A whole round of EASGD, workers 1 to p in turn."""
+    """Returns the map of a round of EASGD, workers 1 to p in turn."""
     return _product([easgd_map(i, p, eta, alpha) for i in range(p)])
 
 
 def admm_round(p: int, eta: ArrayLike, rho: ArrayLike) -> Array:
-    """A whole round of ADMM, workers 1 to p in turn."""
+    """Returns the map of a round of ADMM, workers 1 to p in turn."""
     return _product([admm_map(i, p, eta, rho) for i in range(p)])
 
 
 def easgd_condition(eta: ArrayLike, alpha: ArrayLike) -> Truth:
-    """Whether every map is stable: 0 <= eta <= 2, 0 <= alpha <= (4 - 2 eta)/(4 - eta). Sufficient for the round."""
+    """Returns whether every map, and so a round, is stable: 0 <= eta <= 2, 0 <= alpha <= (4 - 2 eta)/(4 - eta)."""
     eta, alpha = floats(eta, alpha)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((eta >= 0) & (eta <= 2) & (alpha >= 0) & (alpha <= (4 - 2 * eta) / (4 - eta)))
 
 
 def norms(step: Array, start: Array, rounds: int) -> Array:
-    """2-norm of the state [n] after 0 .. `rounds` times `step` [n, n]: [rounds + 1]; inf once no double holds it."""
+    """Returns the 2-norms [rounds + 1] of the state [n] after 0 .. `rounds` times `step` [n, n]; inf on overflow."""
     found, state = np.empty(rounds + 1), start
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(rounds + 1):
@@ -82,7 +82,7 @@ def _identity(n: int, like: Array) -> Array:
 
 
 def _product(maps: list[Array]) -> Array:
-    """The first acts first."""
+    """Returns the product of the maps, of which the first acts first."""
     product = maps[0]
     for m in maps[1:]:
         product = m @ product

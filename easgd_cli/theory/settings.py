@@ -1,4 +1,4 @@
-"""What each study of `easgd theory` can be asked: a dataclass a study, read from KEY=VALUE words. No heavy import."""
+"""The settings of each study of `easgd theory`: a dataclass a study, read from KEY=VALUE words. No heavy import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def number(text: str) -> float:
-    """A finite number of a size for which squares and fourth powers are far from overflowing."""
+    """Reads a finite number, small enough that squares and fourth powers are far from overflowing."""
     try:
         value = float(text)
     except ValueError:
@@ -27,7 +27,7 @@ def number(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A finite number greater than 0."""
+    """Reads a finite number greater than 0."""
     value = number(text)
     if value <= 0:
         raise ValueError("must be greater than 0")
@@ -35,7 +35,7 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """A finite number of at least 0."""
+    """Reads a finite number of at least 0."""
     value = number(text)
     if value < 0:
         raise ValueError("must be at least 0")
@@ -43,7 +43,7 @@ def not_negative(text: str) -> float:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """A whole number from `least` to `most`."""
+    """Returns a function that reads a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         try:
@@ -58,12 +58,12 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def time(text: str) -> float:
-    """A number of rounds, or inf."""
+    """Reads a number of rounds, or inf."""
     return math.inf if text == "inf" else float(whole(0, 10**9)(text))
 
 
 def several(read: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """One or more, separated by commas."""
+    """Returns a function that reads one or more values, separated by commas."""
     return lambda text: tuple(read(part) for part in text.split(","))
 
 
@@ -102,7 +102,7 @@ class Moments:
             )
 
     def points(self) -> list[tuple[int, float, float]]:
-        """All (p, eta, beta) that are asked for."""
+        """Returns all (p, eta, beta) that are asked for."""
 
         def betas(p: int) -> tuple[float, ...]:
             if self.alpha is not None:
@@ -195,7 +195,7 @@ STUDIES: dict[str, type] = {
 
 
 def read(study: str, words: Sequence[str]) -> Any:
-    """The settings of `study` with `words`, KEY=VALUE each. Raises UsageError."""
+    """Returns the settings of `study` as changed by `words`, KEY=VALUE each. Raises UsageError."""
     kind = STUDIES[study]
     known = {f.name: f for f in fields(kind)}
     given: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def read(study: str, words: Sequence[str]) -> Any:
 
 
 def default(value: Any) -> str:
-    """How a default is written on the command line."""
+    """Returns a default as it is written on the command line."""
     if isinstance(value, tuple):
         return ",".join(default(v) for v in value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
-"""The algorithms' own code on noisy functions, in one process, many independent runs at a time.
+"""Runs the methods' own code on noisy functions, in one process, many independent runs at a time.
 
-The rules are elementwise, so a vector of d numbers whose gradients do not mix is d independent runs: one number a seed.
+The rules are elementwise. So a vector of d numbers, whose gradient at each number depends on that one alone, makes d
+independent runs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from easgd_cli.problems.function import FunctionProblem
 from easgd_cli.randomness import NOISE, key
 from easgd_cli.training.drive import ByHand
 
-MOST_DRAWS = 2 * 10**8  # of one simulation: a few seconds
-FEWEST_RUNS = 1000  # below it a sample says little
+MOST_DRAWS = 2 * 10**8  # of random numbers in one simulation: a few seconds
+FEWEST_RUNS = 1000  # with fewer a sample says little
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Sample:
     runs: int
 
     def deviations(self, mean: float, variance: float) -> tuple[float, float]:
-        """How far this sample's mean and variance lie from these, in standard errors; the variance's is that of a
-        normal law.
+        """Returns how far this sample's mean and variance lie from the given ones, in standard errors, for the variance
+        those of a normal law.
 
-        Where the variance is 0 the mean must agree to rounding: 0 if it does, else inf.
+        Where `variance` is 0 both must agree up to rounding: (0, 0) if they do, else (inf, inf).
         """
         if variance <= 1e-24 * max(1.0, mean * mean):
             agrees = abs(self.mean - mean) <= 1e-9 * max(1.0, abs(mean)) and self.variance <= 1e-18 * max(
@@ -47,13 +48,15 @@ class Sample:
 
 
 def runs_affordable(asked: int, p: int, t: int) -> int:
-    """`asked` independent runs of p workers over t rounds, or as many as MOST_DRAWS allows; 0 when too few."""
+    """Returns `asked`, or as many runs of p workers over t rounds as MOST_DRAWS allows; 0 if these are too few."""
     runs = min(asked, MOST_DRAWS // max(1, p * t))
     return runs if runs >= min(asked, FEWEST_RUNS) else 0
 
 
 def quadratic(h: float, sigma: float, start: float, runs: int, seed: int) -> FunctionProblem:
-    """Gradients h x - xi in each of `runs` dimensions, xi of standard deviation sigma by (seed, worker, t)."""
+    """Returns a problem with the gradient h x - xi in each of `runs` dimensions; the noise xi, of standard deviation
+    sigma, follows from (seed, worker, t).
+    """
     generator = torch.Generator()
 
     def gradient(x: Tensor, worker: int, t: int, out: Tensor) -> None:
@@ -67,7 +70,7 @@ def synchronous(
     method: Method, p: int, eta: float, times: Iterable[int], *, h: float, sigma: float, x0: float, center0: float,
     runs: int, seed: int,
 ) -> dict[int, tuple[Sample, Sample]]:  # fmt: skip
-    """Samples of x~_t and of the averaged center z_t at each of the `times`, from rounds of p workers with tau = 1."""
+    """Returns samples of x~_t and of the averaged center z_t at the `times`, from rounds of p workers with tau = 1."""
     problem = quadratic(h, sigma, center0, runs, seed)
     start = problem.start()
     starts = [torch.full_like(start, x0)] * p

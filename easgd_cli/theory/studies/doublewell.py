@@ -1,4 +1,4 @@
-"""The double well: the Hessian's eigenvalues where EASGD would be trapped, and where its own code ends."""
+"""The double well: the Hessian's eigenvalues where EASGD would be trapped, and where EASGD's own code ends."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from easgd_cli.theory.settings import DoubleWell
 from easgd_cli.theory.studies.study import Cell, Study, Table
 from easgd_cli.training.drive import ByHand
 
-_AT_REST = 1e-10  # a round that moves nothing by more
-_LOOK = 50  # rounds between looks at that
+_AT_REST = 1e-10  # a run whose numbers change by less in a round is at rest
+_LOOK = 50  # rounds between two looks whether runs are at rest
 
 
 def study(s: DoubleWell) -> Study:
-    """Eigenvalues over rho, and the ends of synchronous and round-robin EASGD from (+1, -1) and 64 places near it."""
+    """Finds eigenvalues over rho, and where synchronous and round-robin EASGD end, from (+1, -1) and 64 points near."""
     offsets = [(0.0, 0.0, 0.0), *product((-1.0, -1 / 3, 1 / 3, 1.0), repeat=3)]
     starts = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64) + s.near * torch.tensor(offsets, dtype=torch.float64)
     rows: list[tuple[Cell, ...]] = []
@@ -56,7 +56,7 @@ def study(s: DoubleWell) -> Study:
 
 
 def _end(method: Method, s: DoubleWell, starts: torch.Tensor) -> torch.Tensor:
-    """(x^1, x^2, x~) [n, 3] where the n starts [n, 3] come to rest, or are after `rounds`."""
+    """Returns (x^1, x^2, x~) [n, 3] where runs from the `starts` [n, 3] come to rest, or are after s.rounds rounds."""
 
     def gradient(x: torch.Tensor, worker: int, t: int, out: torch.Tensor) -> None:
         torch.mul(x, x, out=out).sub_(1).mul_(x)  # f'(x) = x^3 - x

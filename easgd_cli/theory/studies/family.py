@@ -1,4 +1,4 @@
-"""Which moving rate of the workers is best when the center's is its own, and whether it is negative."""
+"""Which moving rate of the workers is best when the center's is independent, and whether the best is negative."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ from easgd_cli.theory.simulate import runs_affordable, synchronous
 from easgd_cli.theory.studies.study import Cell, Study, Table, show
 
 _ALPHA = 1.5  # the maps show alpha between -1 and this
-# a simulation runs until the spectral radius to the power of 2t is this small: far below its standard error
+# a simulation runs until (spectral radius)^(2t) is this small: far below a sample's standard error
 _SETTLED = 1e-4
-_LONGEST = 3000  # rounds
-_NONE = 1e-6  # an alpha this close to 0 is 0
+_LONGEST = 3000  # rounds of a simulation, at most
+_NONE = 1e-6  # an alpha this close to 0 counts as 0
 
 
 @dataclass(frozen=True)
 class _Maps:
-    """Of one form over eta h and beta: the alpha of the least radius, that; of the least variance, the radius there."""
+    """Maps of one form over eta h and beta: the alpha of the least spectral radius (`fastest`) and that `radius`, the
+    alpha of the least variance (`quietest`) and the spectral radius there (`noisy`).
+    """
 
     fastest: Array
     radius: Array
@@ -39,7 +41,7 @@ class _Maps:
 
 
 def study(s: Family) -> Study:
-    """The three forms at (eta, beta) and the given alphas, their best alphas, and maps of both."""
+    """Compares the forms at (eta, beta) and the given alphas, and finds the best alphas, there and in the plane."""
     unit = s.sigma**2 / (s.p * s.h**2)
     tables = [_forms(s, unit)]
     findings: list[str] = []
@@ -86,7 +88,7 @@ def _optima(s: Family, unit: float) -> Table:
 
 
 def _maps(form: Form, eta: Array, beta: Array, *, several: bool) -> _Maps:
-    """`several`: there is more than one worker; else there are no differences between them."""
+    """Returns the maps of a form. `several`: True if there is more than one worker, so that workers can differ."""
     fastest, quietest = form.fastest(eta, beta, differences=several), form.quietest(eta, beta)
     return _Maps(
         fastest,
@@ -146,7 +148,7 @@ def _optimum(form: Form, s: Family, unit: float) -> tuple[Cell, ...]:
 
 
 def _simulated(s: Family, notes: list[str]) -> Table:
-    """The settled variance of the center where the algorithms' code can be asked: two forms tie beta to p alpha."""
+    """Simulates the center's settled variance by the methods' own code, two of which allow beta = p alpha only."""
     asked: list[tuple[Form, float, float]] = [(JACOBI, s.beta / s.p, s.beta), (GAUSS_SEIDEL, s.beta / s.p, s.beta)]
     asked += [(PULL_THEN_STEP, alpha, s.beta) for alpha in s.alpha]
     rows: list[tuple[Cell, ...]] = []
@@ -181,7 +183,7 @@ def _method(form: Form, alpha: float, beta: float, p: int) -> Method:
 
 
 def _draw_rates(s: Family) -> Figure:
-    """Spectral radius and variance over alpha and eta h at the given beta, a row a form."""
+    """Draws spectral radius and variance over alpha and eta h at the given beta, a row for each form."""
     figure = picture.new(picture.WIDTH, 7.4)
     panels = figure.subplots(len(FORMS), 2, sharex=True, sharey=True)
     alphas, etas = np.linspace(-1, _ALPHA, s.points), np.linspace(0, 2, s.points + 2)[1:-1]
@@ -222,7 +224,7 @@ def _draw_rates(s: Family) -> Figure:
 
 
 def _draw_optimum(axis: Array, maps: Mapping[str, _Maps]) -> Figure:
-    """The best alpha over eta h and beta, a column a form."""
+    """Draws the best alpha over eta h and beta, a column for each form."""
     figure = picture.new(picture.WIDTH, 5.0)
     panels = figure.subplots(2, len(FORMS), sharex=True, sharey=True)
     for column, form in enumerate(FORMS):

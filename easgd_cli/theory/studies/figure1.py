@@ -14,7 +14,7 @@ from easgd_cli.theory.studies.study import Study, Table, show
 
 
 def study(s: Figure1) -> Study:
-    """Spectral radius of the product of the p workers' maps over eta in (0, eta_max) and rho in (0, rho_max)."""
+    """Maps the spectral radius of the product of p workers' maps over eta in (0, eta_max) and rho in (0, rho_max)."""
     etas, rhos = (np.linspace(0, most, s.points + 2)[1:-1] for most in (s.eta_max, s.rho_max))
     rho, eta = np.meshgrid(rhos, etas)
     maps = {p: spectral_radius(admm_round(p, eta, rho)) for p in s.p}

@@ -18,7 +18,7 @@ T = (1.0, 2.0, 10.0, 100.0, math.inf)
 
 
 def study(s: Figure5) -> Study:
-    """Maps over eta and beta in (0, 2), a row for each p of P, a column for each t of T."""
+    """Maps the center's MSE over eta and beta in (0, 2): a row for each p of P, a column for each t of T."""
     axis = np.linspace(0, 2, s.points + 2)[1:-1]
     eta, beta = np.meshgrid(axis, axis)
     maps = {(p, t): _log10(moments.center(t, p, eta, beta, s.h, s.sigma, s.x0, s.center0).mse) for p in P for t in T}

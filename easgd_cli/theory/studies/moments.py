@@ -1,4 +1,4 @@
-"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples of the algorithm."""
+"""Lemma 7.1 at points: E x~_t and V x~_t, their limits, the averaged center, and samples by the method's own code."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OF_CENTER = ("p", "eta", "beta", "t", "mean", "variance")
 _SAMPLED = ("sample_mean", "sample_variance", "mean_in_se", "variance_in_se")
 _LINES = 6  # as many points as a picture has colours for
 _LATEST = 10_000  # rounds shown in the picture
-_LARGEST = 1e30  # and of what diverges, values up to this
+_LARGEST = 1e30  # greatest value shown of a center that diverges
 
 
 def study(s: Moments) -> Study:
-    """Tables of the moments, the limits and the averaged center at every (p, eta, beta), and a picture over time."""
+    """Makes tables of moments, limits and the averaged center at every (p, eta, beta), and a picture over time."""
     finite = sorted({int(t) for t in s.t if not math.isinf(t)})
     points = s.points()
     notes: list[str] = []
@@ -150,7 +150,7 @@ def _draw(s: Moments, points: Sequence[Point], samples: dict[Point, Samples]) ->
         axes.set_xlabel("rounds $t$")
     left.set_yscale("log")
     if steady:
-        # what diverges leaves the picture
+        # lines that diverge leave the picture
         left.set_ylim(top=3 * max(1e-12, *(float(mse[point].max()) for point in steady)))
     right.set_ylim(0, 1.1)
     right.axhline(1, color="0.4", linewidth=0.6, linestyle=":")

@@ -16,18 +16,18 @@ from easgd_cli.theory.settings import RoundRobin
 from easgd_cli.theory.studies.study import Cell, Study, Table, show
 from easgd_cli.training.drive import ByHand
 
-_WORKERS = (1, 2, 3, 4, 5, 8)  # the condition is checked for
-_ROUNDING = 1e-9  # of eigenvalues
-_LARGEST = 1e60  # norm that is drawn
-_CHECKED = 500  # rounds of the algorithm's own code beside the matrices
+_WORKERS = (1, 2, 3, 4, 5, 8)  # numbers of workers for which the condition is checked
+_ROUNDING = 1e-9  # error of eigenvalues that is allowed
+_LARGEST = 1e60  # greatest norm that is drawn
+_CHECKED = 500  # rounds for which the method's own code is compared with the matrices
 
 
 def study(s: RoundRobin) -> Study:
-    """Radii at (eta, rho), EASGD's condition on a grid over (eta, alpha), and the norm of both states over time."""
+    """Finds the radii at (eta, rho), EASGD's condition over (eta, alpha), and the norms of both states over time."""
     alpha = s.eta * s.rho if s.alpha is None else s.alpha
     easgd, admm = roundrobin.easgd_round(s.p, s.eta, alpha), roundrobin.admm_round(s.p, s.eta, s.rho)
     radii = {"EASGD": float(spectral_radius(easgd)), "ADMM": float(spectral_radius(admm))}
-    over_time = {  # all of x and x~ at 1, the multipliers at 0
+    over_time = {  # from x = x~ = 1, the multipliers at 0
         "EASGD": roundrobin.norms(easgd, np.ones(s.p + 1), s.rounds),
         "ADMM": roundrobin.norms(admm, np.array([0.0, 1.0] * s.p + [1.0]), s.rounds),
     }
@@ -59,7 +59,7 @@ def _radii(s: RoundRobin, alpha: float, radii: dict[str, float], over_time: dict
 
 
 def _condition(eta: Array, alpha: Array, composites: dict[int, Array]) -> Table:
-    """EASGD's condition at every point of the grid, against the eigenvalues of one map and of a round of p."""
+    """Compares EASGD's condition at every point of the grid with the eigenvalues of one map and of a round of p."""
     condition = roundrobin.easgd_condition(eta, alpha)
     one_map = spectral_radius(roundrobin.easgd_map(0, 1, eta, alpha)) <= 1 + _ROUNDING
     rows: list[tuple[Cell, ...]] = []
@@ -107,13 +107,13 @@ def _map(eta: Array, alpha: Array, radius: Array) -> Table:
 
 
 def _difference(s: RoundRobin, alpha: float, step: Array) -> float:
-    """Greatest difference of the algorithm's state and the matrix's after some rounds, relative to the norm."""
+    """Returns the greatest difference between the states by the method's own code and by the matrix, over the norm."""
 
     def gradient(x: torch.Tensor, worker: int, t: int, out: torch.Tensor) -> None:
         out.copy_(x)
 
     problem = FunctionProblem(torch.ones(1, dtype=torch.float64), gradient)
-    begins = np.append(np.linspace(-1, 2, s.p), 1.0)  # not all the same: every mode takes part
+    begins = np.append(np.linspace(-1, 2, s.p), 1.0)  # different starts, so that every mode takes part
     starts = [torch.full((1,), float(b), dtype=torch.float64) for b in begins[:-1]]
     schedule, start = Constant(s.eta), problem.start()
     run = ByHand(EASGD(alpha=alpha), problem, workers=s.p, tau=1, schedule=schedule, start=start, starts=starts)

@@ -1,4 +1,4 @@
-"""What a study hands over, and how it is written: numbers as JSON and CSV, pictures as PNG and SVG."""
+"""The result of a study, and its files: numbers as JSON and CSV, pictures as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Cell = float | int | str | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns' names; None: nothing to say, inf: it diverges. `_in_se`: in standard errors."""
+    """Rows under named columns. A cell is None without a value, inf if it diverges. `_in_se`: in standard errors."""
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
-    unprinted: tuple[str, ...] = ()  # columns that are only written
+    unprinted: tuple[str, ...] = ()  # columns that are written but not printed
 
 
 @dataclass(frozen=True)
 class Study:
-    """`tables` are printed and written, `grids`, the numbers behind the maps, only written; `findings`: sentences."""
+    """`tables` are printed and written; `grids`, the numbers behind maps, only written; `findings` are sentences."""
 
     name: str
     settings: Any
@@ -45,9 +45,9 @@ class Study:
     grids: list[Table] = field(default_factory=list)
 
     def write(self, out: Path) -> list[Path]:
-        """NAME.json (settings, findings, tables), a CSV file a table, PNG and SVG a picture; returns what was written.
+        """Writes NAME.json (settings, findings, tables), a CSV file a table, PNG and SVG a picture. Returns the paths.
 
-        JSON has no inf: there null stands for it. A file is written beside and renamed.
+        JSON has no inf: null stands for it. Each file is written under another name and then renamed.
         """
         written = []
 
@@ -76,7 +76,7 @@ def show(
     axes: Axes, values: Array, extent: tuple[float, float, float, float], aspect: Literal["auto", "equal"] = "auto",
     interpolation: str | None = "nearest", **scale: Any,
 ) -> AxesImage:  # fmt: skip
-    """`values` [n, m] as colours over `extent`, their first row below."""
+    """Draws `values` [n, m] as colours over `extent`, the first row at the bottom."""
     return axes.imshow(values, extent=extent, origin="lower", aspect=aspect, interpolation=interpolation, **scale)
 
 
