@@ -1,6 +1,6 @@
 """What Hydra reads and parses again for every command is kept: what stands in a file of the configuration, by its text,
 what is stored beside the files, and the syntax trees of interpolations; and whole configurations are copied by pickle.
-The tests compose two thousand times, and each costs half of what it would.
+So is whatever else is read as YAML. The tests compose two thousand times, and each costs half of what it would.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 
 import omegaconf._utils
 import omegaconf.base
+import yaml
 from hydra._internal import defaults_list
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf, grammar_parser
 
 _load, _choices, _copied = OmegaConf.load, defaults_list._create_interpolation_map, DictConfig.__deepcopy__
+_parse = yaml.load
 _NOBODY_ASKS = DictConfig({})
 _files: dict[str, bytes] = {}
+_texts: dict[tuple[str, Any], bytes] = {}
 _stored: dict[int, tuple[Any, bytes]] = {}  # by the place of a node, which stays its own as it is kept here
 
 
@@ -33,6 +36,18 @@ def _file(file: Any) -> Any:
         file.seek(at)
         _files[text] = pickle.dumps(_load(file))
     return pickle.loads(_files[text])
+
+
+def _text(stream: Any, Loader: Any) -> Any:
+    if not isinstance(stream, str):
+        return _parse(stream, Loader)
+    if (stream, Loader) not in _texts:
+        found = _parse(stream, Loader)
+        try:
+            _texts[stream, Loader] = pickle.dumps(found)
+        except RecursionError:
+            return found
+    return pickle.loads(_texts[stream, Loader])
 
 
 def _from_store(self: ConfigStore, config_path: str) -> ConfigNode:
@@ -66,4 +81,5 @@ def begin() -> None:
     OmegaConf.load = staticmethod(_file)  # type: ignore[method-assign]
     ConfigStore.load = _from_store  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = _known_choices
+    yaml.load = _text
     omegaconf.base.parse = omegaconf._utils.parse = functools.lru_cache(4096)(grammar_parser.parse)  # type: ignore[attr-defined]
