@@ -17,6 +17,7 @@ from typing import Any
 import omegaconf._utils
 import omegaconf.base
 import yaml
+from hydra import version
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigNode, ConfigStore
@@ -98,5 +99,6 @@ def begin() -> None:
     ConfigStore.load = _from_store  # type: ignore[method-assign]
     defaults_list._create_interpolation_map = _known_choices
     yaml.load = _text
+    version._get_version = functools.cache(version._get_version)
     ConfigLoaderImpl._compose_config_from_defaults_list = _whole  # type: ignore[method-assign]
     omegaconf.base.parse = omegaconf._utils.parse = functools.lru_cache(4096)(grammar_parser.parse)  # type: ignore[attr-defined]
