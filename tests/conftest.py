@@ -255,6 +255,14 @@ def easgd(here: Path, launcher: Launcher, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are made and not drawn, for tests of what is beside them."""
+    from easgd_cli import picture
+
+    monkeypatch.setattr(picture, "_save", lambda figure, path: path.write_text(path.name))
+
+
+@pytest.fixture
 def straight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without what Hydra does around each: for tests of what comes before and after."""
     monkeypatch.setattr(hydra_job, "run", lambda job, path, task: task())

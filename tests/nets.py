@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from easgd_cli.models.convnet_digits import ConvNetDigits
+from easgd_cli.models.mlp import MLP
 from easgd_cli.problems.quadratic import Quadratic
 
 
 def double(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The small net in float64. ReLU and pooling turn a last bit in float32 into a visible difference some steps later;
-    not so here.
-    """
-    return ConvNetDigits(input_shape, num_classes).double()
+    """A net in float64. ReLU turns a last bit in float32 into a visible difference some steps later; not so here."""
+    return MLP(input_shape, num_classes, hidden=(24,)).double()
 
 
 def double_residual(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

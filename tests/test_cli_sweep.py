@@ -288,6 +288,7 @@ def leave_a_record(job: Job) -> Outcome:
 
 
 @pytest.mark.usefixtures("straight")
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_at_the_end_of_a_sweep_belongs_to_the_sweep_alone(
     easgd: Easgd, launcher: Launcher, here: Path
 ) -> None:

@@ -111,7 +111,7 @@ def others_wait(directory: Path, steps: int) -> Callable[[], bool]:
 def while_others_wait(s: Settings, directory: Path, act: Callable[[dict[str, int]], None]) -> Outcome:
     """Runs, keeps worker 2 from its end until the others wait for it there, lets `act`, and has it go on."""
     gate = directory.with_name(f"{directory.name}_gate")
-    s = gated(s, gate, 100)
+    s = gated(s, gate, (s.steps or 0) // 2)
 
     def at_the_end(pids: dict[str, int]) -> None:
         os.kill(pids["worker_02"], signal.SIGSTOP)
@@ -129,7 +129,7 @@ def test_whoever_is_killed_while_the_others_wait_to_close_the_record_gives_the_c
     victim: str, tmp_path: Path
 ) -> None:
     s = replace(
-        unhurried("async_diloco", seconds=0.01, workers=3, steps=200, max_restarts=3), eval=Eval(train_images=100)
+        unhurried("async_diloco", seconds=0.01, workers=3, steps=80, max_restarts=3), eval=Eval(train_images=100)
     )
     log = tmp_path / "logs" / "launcher.log"
     told = {"master": "the next master goes on", "worker_00": "worker_00: "}[victim]
@@ -148,7 +148,7 @@ def test_whoever_is_killed_while_the_others_wait_to_close_the_record_gives_the_c
 
 
 def test_a_run_that_is_told_to_end_does_not_close_and_does_so_when_it_goes_on(tmp_path: Path) -> None:
-    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=200), eval=Eval(train_images=100))
+    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=80), eval=Eval(train_images=100))
     s.checkpoint = Checkpoint()
     outcome = while_others_wait(s, tmp_path, lambda pids: os.kill(os.getpid(), signal.SIGINT))
     assert outcome.status == "interrupted"
@@ -156,9 +156,9 @@ def test_a_run_that_is_told_to_end_does_not_close_and_does_so_when_it_goes_on(tm
     driver = by_hand(s, prepared)
     driver.replay(order)
     assert torch.equal(driver.vectors()["x"], saved_center(tmp_path, prepared))
-    assert [order.count(i) for i in range(2)] == [67, 67] and order.count(2) < 67
+    assert [order.count(i) for i in range(2)] == [27, 27] and order.count(2) < 27
     assert run(s, tmp_path, resume=True).status == "completed"
-    assert [recorded_order(tmp_path).count(i) for i in range(3)] == [68, 68, 68]
+    assert [recorded_order(tmp_path).count(i) for i in range(3)] == [28, 28, 28]
     assert recorded_order(tmp_path)[-3:] == [0, 1, 2]
 
 

@@ -341,34 +341,34 @@ def test_a_round_that_is_given_back_has_not_happened() -> None:
     """One stands still in the middle; the others are told to end."""
 
     def stop(worker: int, t: int, at: str, end: CollectiveWorkerEnd) -> None:
-        if (worker, t, at) == (1, 3, "after"):
+        if (worker, t, at) == (1, 1, "after"):
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    party = Party(DiLoCo(), 3, rounds=6, size=5_000_000, act=stop)
+    party = Party(DiLoCo(), 3, rounds=2, size=5_000_000, act=stop)
 
     def told_to_end() -> bool:
-        party.stopped = len(party.order) == 3
+        party.stopped = len(party.order) == 1
         if party.stopped:
             os.kill(party.processes[1].pid or 0, signal.SIGCONT)
         return party.stopped
 
     party.master._gives_up = told_to_end
     found = party.check()
-    assert all(told.withdrawn and told.ended for told in found) and len(party.order) == 3
+    assert all(told.withdrawn and told.ended for told in found) and len(party.order) == 1
 
 
 @FAR
-@pytest.mark.parametrize("seed", range(int(os.environ.get("EASGD_TRIES", "6"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("EASGD_TRIES", "4"))))
 def test_whoever_dies_at_whatever_moment_no_replica_is_another(seed: int, far: Collection[int]) -> None:
     """Two of four, at random moments in the middle of their rounds."""
     draw = random.Random(seed)
-    deaths = {worker: (draw.randrange(5), draw.random() * 0.02) for worker in draw.sample(range(4), 2)}
+    deaths = {worker: (draw.randrange(5), draw.random() * 0.005) for worker in draw.sample(range(4), 2)}
 
     def die(worker: int, t: int, at: str, end: CollectiveWorkerEnd) -> None:
         if worker in deaths and t == deaths[worker][0] and at == "before":
             threading.Timer(deaths[worker][1], lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
 
-    party = Party(DiLoCo(), 4, rounds=6, size=1_000_003, act=die, far=far)
+    party = Party(DiLoCo(), 4, rounds=6, size=250_007, act=die, far=far)
     found = party.check()
     for worker, told in enumerate(found):
         assert told.ended or worker in deaths
@@ -441,7 +441,7 @@ def test_in_float64_four_workers_are_a_run_by_hand(algo: str, tmp_path: Path, su
 def test_interrupted_and_resumed_it_is_the_run_that_was_not(algo: str, tmp_path: Path, summed: None) -> None:
     s = replace(unhurried(algo, workers=3), eval=Eval(train_images=100))
     outcome = disturbed(
-        s, tmp_path / "parts", lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(recorded_order(d)) > 30
+        s, tmp_path / "parts", lambda _: os.kill(os.getpid(), signal.SIGINT), lambda d: len(recorded_order(d)) > 12
     )
     assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
     s = longer(hurried(s), outcome)
@@ -471,23 +471,25 @@ def lasting(gate: Path, workers: int, **more: Any) -> Settings:
 
 @pytest.mark.parametrize("victims", [["worker_00"], ["worker_02"], ["worker_00", "worker_01"]])
 def test_a_worker_that_is_killed_comes_back_in_a_later_round(victims: list[str], tmp_path: Path, summed: None) -> None:
-    s = lasting(tmp_path / "gate", 3, steps=600, max_restarts=3)
+    s = lasting(tmp_path / "gate", 3, steps=300, max_restarts=3)
+    log = tmp_path / "run" / "logs" / "launcher.log"
 
     def kill(pids: dict[str, int]) -> None:
         for victim in victims:
             os.kill(pids[victim], signal.SIGKILL)
+        wait_until(lambda: all(log.read_text().count(f"INFO {victim}: process ") == 2 for victim in victims))
         (tmp_path / "gate").touch()
 
     outcome = disturbed(s, tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 30)
     assert outcome.status == "completed" and set(outcome.summary["restarts"]) == set(victims)
-    assert recorded_order(tmp_path / "run")[-3:] == [0, 1, 2] and set(outcome.summary["steps"].values()) == {600}
+    assert recorded_order(tmp_path / "run")[-3:] == [0, 1, 2] and set(outcome.summary["steps"].values()) == {300}
     assert replayed(replace(s), tmp_path / "run", tmp_path / "again").status == "completed"
     torch.testing.assert_close(*centers(tmp_path, "run", "again"), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("victim", ["worker_00", "worker_02"])
 def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Path, summed: None) -> None:
-    s = lasting(tmp_path / "gate", 3, steps=300, max_restarts=0)
+    s = lasting(tmp_path / "gate", 3, steps=150, max_restarts=0)
 
     def kill(pids: dict[str, int]) -> None:
         os.kill(pids[victim], signal.SIGKILL)
@@ -498,16 +500,16 @@ def test_a_run_goes_on_without_a_worker_that_is_killed(victim: str, tmp_path: Pa
     number = int(victim[-2:])
     others = [i for i in range(3) if i != number]
     order = recorded_order(tmp_path / "run")
-    assert order[:3] == [0, 1, 2] and order[-2:] == others and len(order) == 3 * 100 - (100 - order.count(number))
+    assert order[:3] == [0, 1, 2] and order[-2:] == others and len(order) == 3 * 50 - (50 - order.count(number))
     assert replayed(replace(s), tmp_path / "run", tmp_path / "again").status == "completed"
     torch.testing.assert_close(*centers(tmp_path, "run", "again"), rtol=1e-10, atol=1e-10)
 
 
 def test_a_killed_master_ends_the_run_with_a_sentence_and_it_goes_on(tmp_path: Path, summed: None) -> None:
     s = replace(
-        unhurried("diloco", seconds=0.01, workers=2, steps=300), checkpoint=Checkpoint(every="20 steps"), max_restarts=3
+        unhurried("diloco", seconds=0.01, workers=2, steps=120), checkpoint=Checkpoint(every="12 steps"), max_restarts=3
     )
-    s = gated(s, tmp_path / "gate", 100)
+    s = gated(s, tmp_path / "gate", 40)
     outcome = disturbed(
         s, tmp_path / "run", lambda pids: os.kill(pids["master"], signal.SIGKILL),
         lambda d: any((d / "checkpoint").glob("*.pt")),
@@ -537,7 +539,7 @@ def test_one_that_stands_still_in_a_round_keeps_nobody_from_ending(tmp_path: Pat
 
 def test_workers_end_by_the_clock(tmp_path: Path, summed: None) -> None:
     """They finish at different steps, with a round begun that will not be whole, and then close."""
-    s = settings("model_averaging", workers=3, steps=None, minutes=0.02)
+    s = unhurried("model_averaging", seconds=0.01, workers=3, steps=None, minutes=0.02)
     outcome = run(s, tmp_path)
     assert outcome.status == "completed"
     assert recorded_order(tmp_path)[-3:] == [0, 1, 2]

@@ -374,7 +374,7 @@ def test_real_processes_are_replayed_bit_for_bit_and_go_on(algo: str, tmp_path: 
     same_files(tmp_path / "real", tmp_path / "again", "center.pt")
     distances = [r["distance_to_center"] for r in rows(tmp_path / "real", "worker_00") if "distance_to_center" in r]
     assert distances and max(distances) < 3, "the reply's other fragments are not 0 before their first exchange"
-    longer = replace(s, steps=60)
+    longer = replace(s, steps=s.steps + 12)
     assert run(longer, tmp_path / "real", resume=True).status == "completed"
     if build.method(s).in_rounds:
         run(longer, tmp_path / "whole")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ class InHalves(Method):
     def couriers(self) -> Mapping[str, Courier]:
         return self.method.couriers
 
-    @property
+    @cached_property
     def variables(self) -> Mapping[str, Variable]:
         return {name: _in_halves(variable) for name, variable in self.method.variables.items()}
 

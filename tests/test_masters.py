@@ -229,9 +229,9 @@ def test_one_worker_stopped_and_resumed_goes_on_bit_for_bit(tmp_path: Path, kept
 
 def test_one_worker_killed_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     """A checkpoint on the way is of one place in the worker's sessions, and the record is taken back to that."""
-    s = unhurried("eamsgd", seconds=0.01, workers=1, steps=300, masters=2, average=MOVING)
+    s = unhurried("eamsgd", seconds=0.01, workers=1, steps=120, masters=2, average=MOVING)
     run(hurried(s), tmp_path / "whole")
-    s = gated(replace(s, checkpoint=Checkpoint(every="30 steps")), tmp_path / "gate", 100)
+    s = gated(replace(s, checkpoint=Checkpoint(every="12 steps")), tmp_path / "gate", 40)
 
     def kill(pids: dict[str, int]) -> None:
         os.kill(pids["master_1"], signal.SIGKILL)
@@ -247,7 +247,7 @@ def test_a_signal_leaves_a_checkpoint_of_all_slices(tmp_path: Path) -> None:
     s = unhurried("easgd", masters=3)
     outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), training)
     assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
-    s.steps = max(outcome.summary["steps"].values()) + 50
+    s.steps = max(outcome.summary["steps"].values()) + 20
     assert run(s, tmp_path, resume=True).status == "completed"
     found = orders(tmp_path, s)
     assert sum(map(len, found)) == json.loads((tmp_path / "summary.json").read_text())["exchanges"]
@@ -266,7 +266,7 @@ def test_the_closing_exchange_is_with_all_masters(launcher: str, tmp_path: Path)
 
 
 def test_a_run_that_is_told_to_end_closes_with_none_of_its_masters(tmp_path: Path) -> None:
-    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=200, masters=2), eval=Eval(train_images=100))
+    s = replace(unhurried("async_diloco", seconds=0.01, workers=3, steps=80, masters=2), eval=Eval(train_images=100))
     outcome = while_others_wait(s, tmp_path, lambda pids: os.kill(os.getpid(), signal.SIGINT))
     assert outcome.status == "interrupted"
     assert [sorted(order) for order in orders(tmp_path, s)] == [sorted(orders(tmp_path, s)[0])] * 2
@@ -284,7 +284,7 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(gated(s, killer.gate, STAGE), tmp_path / "run")
     assert killer.killed == len(order) and outcome.status == "completed"
-    assert set(outcome.summary["steps"].values()) == {400} and outcome.summary["lost"] == {}
+    assert set(outcome.summary["steps"].values()) == {200} and outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 2, "worker_01": 2}
     back = [(r["returned"], r["master"]) for r in rows(tmp_path / "run", "system") if "returned" in r]
     assert sorted(back) == [(1, 0), (1, 0), (1, 1), (1, 1)]
@@ -301,14 +301,14 @@ def test_whoever_is_killed_the_others_go_on_and_the_record_gives_the_center(algo
 
 
 def test_masters_that_die_together_are_one_loss(tmp_path: Path) -> None:
-    s, gate = lasting("easgd", masters=3, steps=300), tmp_path / "gate"
+    s, gate = lasting("easgd", masters=3, steps=120), tmp_path / "gate"
 
     def kill(pids: dict[str, int]) -> None:
         for party in ("master", "master_1", "master_2"):
             os.kill(pids[party], signal.SIGKILL)
         gate.touch()
 
-    outcome = disturbed(gated(s, gate, 100), tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 60)
+    outcome = disturbed(gated(s, gate, 40), tmp_path / "run", kill, lambda d: len(recorded_order(d)) > 20)
     assert outcome.status == "completed" and outcome.summary["restarts"]["master"] <= 3
     assert_replayed(s, tmp_path / "run")
 
@@ -417,7 +417,7 @@ def test_a_virtual_run_interrupted_in_mid_step_goes_on_bit_for_bit(
 ) -> None:
     s = settings(algo, workers=3, steps=20, masters=3, average=MOVING, eval=Eval(every="10 steps", train_images=50))
     virtual(s, tmp_path / "whole", **UNEVEN)
-    for events in (1, 9, 40, 41, 42, 43, 90):
+    for events in (1, 40, 41, 90):
         stopped_after(events, monkeypatch)
         assert virtual(s, tmp_path / "parts", resume=events > 1, **UNEVEN).status == "interrupted"
     monkeypatch.undo()

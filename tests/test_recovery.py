@@ -31,12 +31,12 @@ from easgd_cli.system.channel import Channel
 from easgd_cli.training.worker import WorkerLoop
 
 UNHURRIED = {"name": "unhurried", "target": "nets:Unhurried", "seconds": 0.01}
-STAGE = 40  # steps of a process between two that are killed
+STAGE = 20  # steps of a process between two that are killed
 
 
 def lasting(algo: str, **values: Any) -> Settings:
-    given = {"workers": 3, "steps": 400, "model": UNHURRIED, "max_restarts": 3, "tau": 4}
-    s = settings("easgd", **(given | {"eval": Eval(every="200 steps", train_images=100)} | values))
+    given = {"workers": 3, "steps": 200, "model": UNHURRIED, "max_restarts": 3, "tau": 4}
+    s = settings("easgd", **(given | {"eval": Eval(every="100 steps", train_images=100)} | values))
     s.algo = {"name": algo, "target": f"easgd_cli.algorithms:{METHODS.get(algo, algo)}"}
     return s
 
@@ -90,13 +90,13 @@ def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_
     algo: str, fragments: int, tmp_path: Path
 ) -> None:
     # in rounds nobody can be held: who is back begins with the next one, which the others make
-    held = 0 if algo == "sync_easgd" else STAGE
-    s = lasting(algo, fragments=fragments)
+    held, steps = (0, 400) if algo == "sync_easgd" else (STAGE, 200)
+    s = lasting(algo, steps=steps, fragments=fragments)
     order = ["worker_01", "master", "worker_01"]
     with Killer(tmp_path / "run", order) as killer:
         outcome = run(gated(s, killer.gate, held), tmp_path / "run")
     assert killer.killed == len(order)
-    assert outcome.status == "completed" and set(outcome.summary["steps"].values()) == {400}
+    assert outcome.status == "completed" and set(outcome.summary["steps"].values()) == {steps}
     assert outcome.summary["lost"] == {}
     assert outcome.summary["restarts"] == {"master": 1, "worker_01": 2}
     system = rows(tmp_path / "run", "system")
@@ -116,7 +116,7 @@ def test_whoever_is_killed_the_run_takes_all_its_steps_and_its_record_gives_its_
 def test_a_master_of_several_variables_is_followed_by_another(
     algo: str, options: dict[str, int], tmp_path: Path
 ) -> None:
-    s = lasting(algo, workers=4, steps=300, eval=Eval(every="100 steps", train_images=100))
+    s = lasting(algo, workers=4, steps=150)
     s.algo |= options
     with Killer(tmp_path / "run", ["master", "master"]) as killer:
         outcome = run(gated(s, killer.gate, STAGE), tmp_path / "run")
@@ -132,7 +132,7 @@ def test_a_master_of_several_variables_is_followed_by_another(
 
 def test_the_only_worker_comes_back_to_its_center(tmp_path: Path) -> None:
     with Killer(tmp_path / "run", ["worker_00"]) as killer:
-        outcome = run(gated(lasting("easgd", workers=1), killer.gate, STAGE), tmp_path / "run")
+        outcome = run(gated(lasting("easgd", workers=1, tau=2), killer.gate, STAGE), tmp_path / "run")
     assert outcome.status == "completed" and outcome.summary["restarts"] == {"worker_00": 1}
 
 
@@ -219,16 +219,16 @@ def test_a_session_that_comes_while_a_worker_computes_is_the_one_it_goes_on_with
 
 def test_a_worker_that_had_never_come_begins_with_the_mean_clock_when_its_run_goes_on(tmp_path: Path) -> None:
     """As in a run that began with launcher.least, for which no host was there."""
-    run(lasting("easgd", workers=2, steps=200), tmp_path)
+    run(lasting("easgd", workers=2, steps=40), tmp_path)
     found = newest_checkpoint(tmp_path)
     assert found is not None
     clocks = {**found.owner.moment.clocks, 1: 0}
     found.owner.moment = replace(found.owner.moment, clocks=clocks)
     del found.workers[1]
     checkpoint.write(tmp_path / "checkpoint", found, keep=1)
-    outcome = run(lasting("easgd", workers=2, steps=400), tmp_path, resume=True)
+    outcome = run(lasting("easgd", workers=2, steps=80), tmp_path, resume=True)
     assert outcome.status == "completed"
     [back] = [row for row in rows(tmp_path, "system") if "returned" in row]
-    assert back["returned"] == 1 and 200 <= back["returned_at"] <= 400
+    assert back["returned"] == 1 and 40 <= back["returned_at"] <= 80
     assert "worker 1 has come, at its step" in (tmp_path / "logs" / "launcher.log").read_text()
-    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == {"worker_00": 400, "worker_01": 400}
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == {"worker_00": 80, "worker_01": 80}

@@ -534,6 +534,7 @@ def test_a_function_is_judged_by_its_loss(tmp_path: Path) -> None:
     assert compared(tmp_path, metric="coordinate_0").metric.name == "coordinate_0"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of each run of a sweep; where one keeps an average of the center, that is what is judged."""
     root = tmp_path / "sweep"
@@ -591,6 +592,7 @@ def test_numbers_are_those_that_tensorboard_shows(tmp_path: Path, capsys: pytest
     assert (root / "report" / "report.html").is_file() and "virtual" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_numbers_are_those_of_the_record_and_of_tensorboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = [
@@ -903,6 +905,7 @@ def test_a_mean_of_curves_is_of_all_its_runs() -> None:
 # --- the page and the command ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_figure_of_an_earlier_report_goes_but_nobody_elses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1025,6 +1028,7 @@ def test_the_curves_of_the_page_are_those_of_the_figure(sweep: Path) -> None:
             assert line.get_linestyle() == data["lines"][curve["line"]]["dash"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_paths_and_patterns(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1044,6 +1048,7 @@ def test_no_run_counts_twice_and_circles_and_hidden_directories_are_left_alone(s
     assert [path.name for path in run_paths.find([str(sweep), str(sweep / "e0")])] == ["d0", "e0", "e1", "m0"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_narrow_terminal_loses_no_column_and_breaks_no_cell(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fuzzing import FUZZED
 
 from easgd_cli.__main__ import main
 from easgd_cli.record import checksum, reader, resumption
@@ -92,7 +93,7 @@ def again(run: Path, finished: Path) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_a_flipped_bit_is_noticed_by_every_command_that_reads_the_file(name: str, run: Path, finished: Path) -> None:
     content = bytearray(place(run, name).read_bytes())
-    for bit in range(5, 8 * len(content), 8 * len(content) // 7):
+    for bit in range(5, 8 * len(content), 8 * len(content) // (FUZZED or 3)):
         for words in READERS[name]:
             if words is CALIBRATE or (words is REPORT and name == "metrics.jsonl"):
                 continue
@@ -104,6 +105,7 @@ def test_a_flipped_bit_is_noticed_by_every_command_that_reads_the_file(name: str
     place(run, name).write_bytes(content)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sound_run_is_read_without_a_word(run: Path, finished: Path) -> None:
     for words in (CENTER, AVERAGE, WORKER, REPLAY, RESUME):
         assert said(words)[::2] == (0, ""), words
@@ -117,7 +119,7 @@ def test_every_bit_of_a_text_is_told_from_an_edit(name: str, run: Path) -> None:
     """The line is named, and what it was."""
     path = run / name
     content = path.read_bytes()
-    for bit in range(0, 8 * len(content), 61):
+    for bit in range(0, 8 * len(content), 149):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
@@ -221,12 +223,14 @@ def without_checksums(run: Path) -> None:
         torch.save(content, path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_directories_of_before_are_read_without_a_word(run: Path) -> None:
     without_checksums(run)
     for words in (CENTER, AVERAGE, WORKER, REPLAY, RESUME, REPORT):
         assert said(words)[::2] == (0, ""), words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_edited_configuration_is_told_and_counts(run: Path) -> None:
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("train_images: 16", "train_images: 200"))
@@ -285,7 +289,8 @@ def test_a_file_that_is_something_else_is_one_sentence(name: str, spoil: str, ru
         pytest.skip("says that there are none")
     path = place(run, name)
     SPOILS[spoil](path)
-    for words in READERS.get(name, [RESUME, WORKER] if name == "checkpoint" else [RESUME]):
+    commands = READERS.get(name, [RESUME, WORKER] if name == "checkpoint" else [RESUME])
+    for words in commands if spoil == "a pipe" else commands[:1]:  # they have one way to read it
         if words is RESUME and name == "metrics.jsonl" and spoil == "nothing":
             refused(words, "does not hold what it held")
         else:
@@ -368,6 +373,7 @@ def test_a_group_of_settings_of_another_form_is_named(group: object, run: Path) 
 
 
 @pytest.mark.parametrize("key", ["seconds_other", "seconds_compute", "train_loss", "eta"])
+@pytest.mark.usefixtures("undrawn")
 def test_a_row_may_lack_a_figure(key: str, run: Path) -> None:
     """Of an earlier version, or edited."""
     without_checksums(run)

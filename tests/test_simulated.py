@@ -22,12 +22,14 @@ from test_runs import (
     disturbed,
     exchanging,
     four_workers,
+    gated,
     one_worker,
     recorded_order,
     rows,
     run,
     saved_center,
     settings,
+    unhurried,
 )
 
 from easgd_cli.algorithms import EASGD, Exchange, Gradient, Rule, Worker
@@ -138,7 +140,7 @@ def test_the_recorded_order_of_real_processes_replayed_gives_their_center_bit_fo
 def test_a_run_that_lost_a_worker_is_replayed_too(algo: str, tmp_path: Path) -> None:
     """Nobody is past a gate in mid-run before that one is dead, so that it cannot have finished."""
     gate = tmp_path / "gate"
-    s = settings(algo, steps=100, model={"name": "gated", "target": "nets:Gated", "gate": str(gate), "at": 50})
+    s = gated(unhurried(algo, seconds=0.0, steps=100), gate, 50)
 
     def kill_one(pids: dict[str, int]) -> None:
         os.kill(pids["worker_01"], signal.SIGKILL)
@@ -499,9 +501,9 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
 
 def test_a_thousand_workers(tmp_path: Path) -> None:
     """Each starts elsewhere, nobody is lost, and without noise the center goes where it must."""
-    s = on_a_function("easgd", workers=1000, steps=8, tau=2, eta=0.1, problem={"start": 1.0, "dimension": 3})
+    s = on_a_function("easgd", workers=1000, steps=4, tau=2, eta=0.1, problem={"start": 1.0, "dimension": 3})
     outcome = virtual(s, tmp_path, compute=1.0, spread=0.2)
-    assert outcome.summary["exchanges"] == 4_000
+    assert outcome.summary["exchanges"] == 2_000
     assert 0 < rows(tmp_path, "center")[-1]["distance_to_optimum"] < math.sqrt(3)
 
 

@@ -32,6 +32,7 @@ def run_python(code: str, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_point_of_the_users_own(easgd, here: Path) -> None:
     """E, V and MSE against the linear system of 7 workers and the center, iterated here."""
     said: Said = easgd("theory", "moments", "p=7", "eta=0.3", "beta=0.5", "h=2", "sigma=3", "t=17", "seeds=2000")
@@ -50,12 +51,14 @@ def test_a_point_of_the_users_own(easgd, here: Path) -> None:
     assert limit["stable"] == "yes"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_alpha_in_place_of_beta_and_several_values(easgd, here: Path) -> None:
     assert easgd("theory", "moments", "p=4,8", "alpha=0.1", "eta=0.2", "t=2,inf", "seeds=0", "--out", "a").status == 0
     found = [(row["p"], round(row["beta"], 12), row["t"]) for row in rows(here / "a/moments.json", "moments")]
     assert found == [(4, 0.4, 2), (4, 0.4, "inf"), (8, 0.8, 2), (8, 0.8, "inf")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_divergent_point_is_a_result(easgd, here: Path) -> None:
     said: Said = easgd("theory", "moments", "p=1", "eta=1.9", "beta=0.9", "t=3,inf", "seeds=1000")
     assert said.status == 0
@@ -64,11 +67,13 @@ def test_a_divergent_point_is_a_result(easgd, here: Path) -> None:
     assert finite["variance"] > 0 and limit["variance"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_rate_that_the_algorithm_refuses_is_computed_and_not_simulated(easgd) -> None:
     said: Said = easgd("theory", "moments", "p=1", "eta=0.1", "beta=1.5", "t=3", "seeds=1000")
     assert said.status == 0 and "not simulated" in said.out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_radius_at_a_point_of_the_users_own(easgd, here: Path) -> None:
     assert easgd("theory", "roundrobin", "p=4", "eta=0.004", "rho=1.5", "rounds=100", "points=5").status == 0
     state = np.eye(9)

@@ -377,12 +377,12 @@ def test_a_message_to_oneself_takes_no_way(tmp_path: Path) -> None:
 
 
 def test_a_tree_of_256_leaves_descends(tmp_path: Path) -> None:
-    s = on_a_function("easgd", problem={"start": 4.0, "noise": 0.5}, workers=256, steps=60, tau=2, eta=0.1)
+    s = on_a_function("easgd", problem={"start": 4.0, "noise": 0.5}, workers=256, steps=30, tau=2, eta=0.1)
     s.algo = {"name": "easgd_tree", "target": "easgd_cli.algorithms:EASGDTree", "tau2": 4, "degree": 16}
-    s.eval = Eval(every="30 steps")
+    s.eval = Eval(every="15 steps")
     virtual(s, tmp_path, spread=0.2, latency=0.01)
     assert abs(float(center_of(tmp_path)["x"])) < 2
-    assert summary_of(tmp_path)["exchanges"] > 256 * 30
+    assert summary_of(tmp_path)["exchanges"] > 256 * 15
 
 
 def test_children_of_a_lost_node_go_on_alone_and_rejoin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def _check_images(shards: tuple[str, ...], places: NDArray[Any], labels: NDArray
     if places.shape != (len(labels), 3) or not len(labels):
         raise ValueError("its images have no places")
     # first byte + bytes, of larger numbers, could overflow int64
-    if places.min() < 0 or places.max() > 1 << 62 or places[:, 0].max() >= len(shards):
+    if places.min() < 0 or places.max() >= 1 << 62 or places[:, 0].max() >= len(shards):
         raise ValueError("an image is in no shard")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError("an image is of no class")
