@@ -55,7 +55,8 @@ MODULES = (
 ROOMS = ("easgd_cli.algorithms", "easgd_cli.data", "easgd_cli.models", "easgd_cli.problems")
 COMPOSED: tuple[list[str], ...] = ([], ["problem=quadratic", "eta=0.1"], ["launcher=simulated", "hydra.run.dir=run"])
 COMMAND = "easgd_cli"
-LIKE_IT = (COMMAND, "script", "torch.distributed.run")  # `script`: a test's own, in its working directory
+TASK = "submitit.core._submit"  # a job of a sweep on SLURM
+LIKE_IT = (COMMAND, "script", "torch.distributed.run", TASK)  # `script`: a test's own, in its working directory
 CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
 SERVER = "from multiprocessing.forkserver import main; main("
 
@@ -410,7 +411,7 @@ def _main() -> None:
     if words[0].startswith(SERVER):
         exec(words[0], {"__name__": "__main__"})
         os._exit(0)
-    if words[0] in LIKE_IT and {"-m", "--multirun"} & set(words):  # it will start others
+    if words[0] == TASK or (words[0] in LIKE_IT and {"-m", "--multirun"} & set(words)):  # it will start others
         _asks, its = _pair()
         _at_start.update(_read(os.environ))
         if not os.fork():
