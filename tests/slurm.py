@@ -76,7 +76,7 @@ class Slurm:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         daemons = [int(file.read_text()) for file in self._state.glob("*/daemon")]
-        for top in [*daemons, *(task.pid for task in self._tasks if task.poll() is None)]:
+        for top in [*daemons, *(task.pid for task in self._tasks if task.returncode is None)]:
             for pid in [*descendants(top), top]:
                 send(pid, signal.SIGKILL)
 

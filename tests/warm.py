@@ -56,7 +56,8 @@ ROOMS = ("easgd_cli.algorithms", "easgd_cli.data", "easgd_cli.models", "easgd_cl
 COMPOSED: tuple[list[str], ...] = ([], ["problem=quadratic", "eta=0.1"], ["launcher=simulated", "hydra.run.dir=run"])
 COMMAND = "easgd_cli"
 TASK = "submitit.core._submit"  # a job of a sweep on SLURM
-LIKE_IT = (COMMAND, "script", "torch.distributed.run", TASK)  # `script`: a test's own, in its working directory
+# `script`: a test's own, in its working directory
+LIKE_IT = (COMMAND, "script", "torch.distributed.run", TASK, "pytest")
 CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
 SERVER = "from multiprocessing.forkserver import main; main("
 
@@ -384,7 +385,7 @@ def _run(words: list[str]) -> int:
 
 
 def _main() -> None:
-    global _asks
+    global _asks, _pid
     asks = socket.socket(fileno=int(sys.argv[1]))
     asks.set_inheritable(False)
     for module in MODULES:
@@ -408,16 +409,17 @@ def _main() -> None:
     _become(request)
     sys.modules["warm"] = sys.modules["__main__"]
     words = request["words"][2:]
-    if words[0].startswith(SERVER):
-        exec(words[0], {"__name__": "__main__"})
-        os._exit(0)
-    if words[0] == TASK or (words[0] in LIKE_IT and {"-m", "--multirun"} & set(words)):  # it will start others
+    if words[0] in (TASK, "pytest") or (words[0] in LIKE_IT and {"-m", "--multirun"} & set(words)):
+        # it will start others
         _asks, its = _pair()
         _at_start.update(_read(os.environ))
-        if not os.fork():
+        if not (_pid := os.fork()):
             words = _for_jobs(_asks, its)
         else:
             its.close()
+    if words[0].startswith(SERVER):
+        exec(words[0], {"__name__": "__main__"})
+        os._exit(0)
     if words[0] not in CHILDREN[:1]:
         # the processes of a run are forked from a copy of this one as it is now
         from easgd_cli.launcher.processes import fork_server
