@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STEPS, PATIENCE = 1200, 90.0
+STEPS, PATIENCE = 400, 90.0
 _PEERS = ("gossip_pull", "gossip_push")
 METHODS = (
     "easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd", *_PEERS, "easgd_tree",
@@ -82,7 +82,7 @@ def drawn(seed: int, number: int, most: int = 4) -> Case:
         f"seed={number}", f"tau={chance.choice(taus)}", "eval.train_images=100",
         f"eval.every='{chance.choice((40, 100))} steps'", f"average={average}",
         f"checkpoint.every='{chance.choice((20, 60))} steps'", f"checkpoint.keep={chance.randint(1, 3)}",
-        "model=nets:Unhurried", "model.seconds=0.001",  # steps that take time, and little of the processor's
+        "model=nets:Unhurried", "model.seconds=0.004",  # steps that take time, and little of the processor's
         *(["eta=0.001"] if algo in ("downpour", "mdownpour") or "diloco" in algo else []),
         *(["algo.degree=2"] if algo == "easgd_tree" else []),
     ]  # fmt: skip
