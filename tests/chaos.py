@@ -107,23 +107,26 @@ class Site:
         self.run, self.temporary = directory / "run", directory / "tmp"
         self.temporary.mkdir(parents=True)
         self.shared = set(os.listdir("/dev/shm"))
-        self.mark = f"easgd-chaos-{directory.name}"
+        self.sessions = set[int]()
         nets = {"PYTHONPATH": str(Path(__file__).parent)}
-        self.environment = {**os.environ, **nets, "TMPDIR": str(self.temporary), "EASGD_CHAOS": self.mark}
+        self.environment = {**os.environ, **nets, "TMPDIR": str(self.temporary)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        command = subprocess.Popen(
             [sys.executable, "-m", "easgd_cli", *words], cwd=self.run.parent, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        self.sessions.add(command.pid)
+        return command
 
     def processes(self) -> Iterator[tuple[int, str]]:
-        """Those that descend from a command of ours, which all have its environment: number and name."""
+        """Those that descend from a command of ours, which all are of its session: number and name."""
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 with suppress(OSError):
-                    if f"EASGD_CHAOS={self.mark}".encode() in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                        name = Path("/proc", entry, "comm").read_text().strip()
+                    name, _, rest = Path("/proc", entry, "stat").read_text().partition("(")[2].rpartition(")")
+                    state, _, _, session = rest.split()[:4]
+                    if int(session) in self.sessions and state != "Z":
                         yield int(entry), name
 
     def pids(self) -> dict[str, int]:

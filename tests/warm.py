@@ -60,6 +60,7 @@ TASK = "submitit.core._submit"  # a job of a sweep on SLURM
 LIKE_IT = (COMMAND, "script", "torch.distributed.run", TASK, "pytest")
 CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
 SERVER = "from multiprocessing.forkserver import main; main("
+TRACKER = "from multiprocessing.resource_tracker import main;main("
 
 READ_AT_START = ("LC_", "LANG", "PYTHON", "OMP_", "MKL_", "ATEN_", "ONEDNN_", "CUDA_")
 
@@ -384,6 +385,20 @@ def _run(words: list[str]) -> int:
     return status
 
 
+def _tracker(path: Any, args: Any, passed: Any) -> int:
+    """In the place of multiprocessing's own in a command: its tracker is a copy of it, with these descriptors."""
+    code = os.fsdecode(args[-1])
+    if not code.startswith(TRACKER):
+        return _cold_server(path, args, passed)  # type: ignore[no-any-return]
+    if pid := os.fork():
+        return pid
+    for descriptor in set(map(int, os.listdir("/proc/self/fd"))) - {0, 1, 2, *passed}:
+        with suppress(OSError):  # by which they were listed
+            os.close(descriptor)
+    exec(code)
+    os._exit(0)
+
+
 def _main() -> None:
     global _asks, _pid
     asks = socket.socket(fileno=int(sys.argv[1]))
@@ -420,6 +435,7 @@ def _main() -> None:
     if words[0].startswith(SERVER):
         exec(words[0], {"__name__": "__main__"})
         os._exit(0)
+    util.spawnv_passfds = _tracker  # type: ignore[attr-defined]
     if words[0] not in CHILDREN[:1]:
         # the processes of a run are forked from a copy of this one as it is now
         from easgd_cli.launcher.processes import fork_server
