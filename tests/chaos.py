@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STEPS, PATIENCE = 1200, 90.0
+STEPS, PATIENCE = 400, 90.0
 _PEERS = ("gossip_pull", "gossip_push")
 METHODS = (
     "easgd", "eamsgd", "downpour", "mdownpour", "sync_easgd", "gauss_seidel_easgd", "sgd", *_PEERS, "easgd_tree",
@@ -82,7 +82,7 @@ def drawn(seed: int, number: int, most: int = 4) -> Case:
         f"seed={number}", f"tau={chance.choice(taus)}", "eval.train_images=100",
         f"eval.every='{chance.choice((40, 100))} steps'", f"average={average}",
         f"checkpoint.every='{chance.choice((20, 60))} steps'", f"checkpoint.keep={chance.randint(1, 3)}",
-        "model=nets:Unhurried", "model.seconds=0.001",  # steps that take time, and little of the processor's
+        "model=nets:Unhurried", "model.seconds=0.004",  # steps that take time, and little of the processor's
         *(["eta=0.001"] if algo in ("downpour", "mdownpour") or "diloco" in algo else []),
         *(["algo.degree=2"] if algo == "easgd_tree" else []),
     ]  # fmt: skip
@@ -107,23 +107,26 @@ class Site:
         self.run, self.temporary = directory / "run", directory / "tmp"
         self.temporary.mkdir(parents=True)
         self.shared = set(os.listdir("/dev/shm"))
-        self.mark = f"easgd-chaos-{directory.name}"
+        self.sessions = set[int]()
         nets = {"PYTHONPATH": str(Path(__file__).parent)}
-        self.environment = {**os.environ, **nets, "TMPDIR": str(self.temporary), "EASGD_CHAOS": self.mark}
+        self.environment = {**os.environ, **nets, "TMPDIR": str(self.temporary)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        command = subprocess.Popen(
             [sys.executable, "-m", "easgd_cli", *words], cwd=self.run.parent, env=self.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        self.sessions.add(command.pid)
+        return command
 
     def processes(self) -> Iterator[tuple[int, str]]:
-        """Those that descend from a command of ours, which all have its environment: number and name."""
+        """Those that descend from a command of ours, which all are of its session: number and name."""
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 with suppress(OSError):
-                    if f"EASGD_CHAOS={self.mark}".encode() in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                        name = Path("/proc", entry, "comm").read_text().strip()
+                    name, _, rest = Path("/proc", entry, "stat").read_text().partition("(")[2].rpartition(")")
+                    state, _, _, session = rest.split()[:4]
+                    if int(session) in self.sessions and state != "Z":
                         yield int(entry), name
 
     def pids(self) -> dict[str, int]:

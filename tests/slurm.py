@@ -2,6 +2,7 @@
 
 What a task finds in its environment is written as the manual pages of srun and sbatch have it. Of all that SLURM does
 there is what a run and a sweep of submitit's ask for: steps of several tasks, arrays of jobs, requeueing, signals.
+Tasks are started by the tests' own process, as by slurmd, which forks those that it may (warm.py).
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -21,6 +24,7 @@ from typing import Any
 
 NAMES = ("srun", "sbatch", "sacct", "scontrol", "scancel")
 KILL_WAIT = 30.0  # seconds from SIGTERM to SIGKILL
+LONGEST = 1 << 20  # bytes of what srun asks slurmd for
 SHORT = {"-N": "--nodes", "-n": "--ntasks", "-s": "--signal", "-j": "--jobs", "-o": "--format"}
 
 
@@ -34,6 +38,12 @@ class Slurm:
         self._state.mkdir()
         nodes = [{"name": f"n{i}", "address": at, "enter": list(enter)} for i, (at, enter) in enumerate(hosts)]
         (self._state / "nodes.json").write_text(json.dumps(nodes))
+        self._tasks = list[subprocess.Popen[bytes]]()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind("")  # a name of no file, which a deep directory would make too long
+        self._listener.listen()
+        (self._state / "slurmd").write_bytes(self._listener.getsockname())
+        threading.Thread(target=self._slurmd, daemon=True).start()
         for name in NAMES:
             words = shlex.join([sys.executable, "-S", __file__, str(self._state), name])
             (self.path / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
@@ -43,10 +53,31 @@ class Slurm:
         """What SLURM sends where --signal=USR2 has been asked for."""
         subprocess.run([self.path / "scancel", "--signal=USR2", job], check=True)
 
+    def _slurmd(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                threading.Thread(target=self._task, args=self._listener.accept()[:1], daemon=True).start()
+
+    def _task(self, srun: socket.socket) -> None:
+        """Starts a task, and tells its number and its status."""
+        with srun, suppress(BrokenPipeError):
+            message, (out, err), _, _ = socket.recv_fds(srun, LONGEST, 2)
+            task = subprocess.Popen(
+                **json.loads(message), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+            )
+            self._tasks.append(task)
+            os.close(out)
+            os.close(err)
+            srun.send(b"%d" % task.pid)
+            srun.send(b"%d" % task.wait())
+
     def close(self) -> None:
         """Nothing of any job goes on."""
-        for file in self._state.glob("*/daemon"):
-            for pid in [*descendants(int(file.read_text())), int(file.read_text())]:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        daemons = [int(file.read_text()) for file in self._state.glob("*/daemon")]
+        for top in [*daemons, *(task.pid for task in self._tasks if task.returncode is None)]:
+            for pid in [*descendants(top), top]:
                 send(pid, signal.SIGKILL)
 
 
@@ -66,6 +97,20 @@ def descendants(pid: int) -> list[int]:
 def send(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+class Task:
+    """One that slurmd has started."""
+
+    def __init__(self, state: Path, streams: Sequence[int], **asked: Any):
+        self._slurmd = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._slurmd.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST)
+        self._slurmd.connect((state / "slurmd").read_bytes())
+        socket.send_fds(self._slurmd, [json.dumps(asked).encode()], streams)
+        self.pid = int(self._slurmd.recv(8))
+
+    def wait(self) -> int:
+        return int(self._slurmd.recv(8))
 
 
 def options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -148,13 +193,9 @@ def srun(state: Path, words: Sequence[str]) -> int:
             }  # fmt: skip
             outputs = [named(given[key], job, rank) for key in ("output", "error") if key in given]
             with ExitStack() as opened:
-                files = [opened.enter_context(open(name, "a")) for name in outputs] or [None]
-                started.append(
-                    subprocess.Popen(
-                        [*known[number]["enter"], *command], env=mine | of_step | of_task, stdin=subprocess.DEVNULL,
-                        stdout=files[0], stderr=files[-1], start_new_session=True,
-                    )
-                )  # fmt: skip
+                files = [opened.enter_context(open(name, "a")).fileno() for name in outputs]
+                asked = {"args": [*known[number]["enter"], *command], "env": mine | of_step | of_task}
+                started.append(Task(state, (files[0], files[-1]) if files else (1, 2), **asked, cwd=os.getcwd()))
             (steps / step).mkdir(exist_ok=True)
             (steps / step / str(started[-1].pid)).touch()
         procid += count

@@ -1,5 +1,6 @@
 """What the tests' own machinery promises: nothing that a failing test has started outlives it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_that_may_not():
 def suite(directory: Path, *files: str) -> subprocess.CompletedProcess[str]:
     """Pytest on these files of the directory, with this directory's conftest."""
     options = ["-p", "conftest", "-p", "no:cacheprovider", "--rootdir", str(directory)]
-    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-m", "pytest", *options, *files]
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 

@@ -21,6 +21,7 @@ from machines import Machine, Machines
 
 HERE = Path(__file__).parent
 PATIENCE = 100.0  # of a test on a busy machine, which is ended after 120
+ENDLESS = ["model=nets:Unhurried", "+model.seconds=0.02", "minutes=10"]  # until somebody ends it
 SMALL = ["threads=1", "device=cpu", "batch_size=16", "eval.every=20 steps", "eval.train_images=100"]
 
 
@@ -177,7 +178,7 @@ def test_a_worker_elsewhere_that_is_stopped_is_told_of_killed_is_started_again_a
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    words = ["workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "minutes=10", "launcher.wait=3"]
+    words = ["workers=2", "algo=easgd", "tau=2", *ENDLESS, "launcher.wait=3"]
     run = train(a, tmp_path, *words)
     start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
@@ -210,10 +211,10 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
         "algo=eamsgd",
         "tau=2",
         "model=nets:Unhurried",
-        "+model.seconds=0.012",
+        "+model.seconds=0.024",
         "+model.gate=gate",
-        "+model.at=250",
-        "steps=600",
+        "+model.at=125",
+        "steps=300",
         f"masters={masters}",
     )
     start(b, tmp_path, "join", "join", where(tmp_path))
@@ -230,7 +231,7 @@ def test_a_master_that_is_killed_is_followed_by_another_with_the_same_workers(
         until(lambda: of("the next master goes on", deaths), "the next one")  # noqa: B023
     (tmp_path / "gate").touch()
     assert ended(run, tmp_path, "train") == 0
-    assert set(summary(tmp_path)["steps"].values()) == {600} and summary(tmp_path)["restarts"] == {"master": 2}
+    assert set(summary(tmp_path)["steps"].values()) == {300} and summary(tmp_path)["restarts"] == {"master": 2}
     replayed(tmp_path)
 
 
@@ -275,9 +276,7 @@ def test_in_rounds_too_a_worker_comes_later_and_its_run_goes_on_and_is_replayed(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    run = train(
-        a, tmp_path, "workers=2", "launcher.least=1", "model=nets:Unhurried", "minutes=10", "algo=sync_easgd", "tau=2"
-    )
+    run = train(a, tmp_path, "workers=2", "launcher.least=1", *ENDLESS, "algo=sync_easgd", "tau=2")
     until(lambda: served(tmp_path) > 5, "rounds of one")
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "worker 1 has come, at its step" in log(tmp_path), "its coming")
@@ -298,8 +297,9 @@ def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[in
         "algo=easgd",
         "tau=2",
         "model=nets:Unhurried",
-        "+model.seconds=0.02",
-        "steps=700",
+        "+model.gate=gate",
+        "+model.at=50",
+        "steps=200",
         "launcher.here=0",
     )
     for host, name in ((b, "join"), (c, "other")):
@@ -309,8 +309,9 @@ def test_a_machine_joins_in_the_place_of_one_that_is_gone(machines: Callable[[in
     until(lambda: "it is started again" in log(tmp_path), "the news of its end")
     third = start(a, tmp_path, "third", "join", where(tmp_path))
     until(lambda: "is back" in log(tmp_path), "its return")
+    (tmp_path / "gate").touch()
     assert (ended(run, tmp_path, "train"), ended(third, tmp_path, "third")) == (0, 0)
-    assert set(summary(tmp_path)["steps"].values()) == {700}
+    assert set(summary(tmp_path)["steps"].values()) == {200}
 
 
 def test_a_cable_that_is_out_for_a_while_only_delays_and_one_that_stays_out_loses_its_machine(
@@ -318,7 +319,7 @@ def test_a_cable_that_is_out_for_a_while_only_delays_and_one_that_stays_out_lose
 ) -> None:
     of = machines(2)
     a, b = of.hosts
-    words = ["workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "minutes=10", "launcher.wait=2"]
+    words = ["workers=2", "algo=easgd", "tau=2", *ENDLESS, "launcher.wait=2"]
     run = train(a, tmp_path, *words, "launcher.silence=6")
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
@@ -374,7 +375,7 @@ def test_when_the_masters_machine_is_gone_nothing_stays_on_the_others(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    train(a, tmp_path, "workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "minutes=10")
+    train(a, tmp_path, "workers=2", "algo=easgd", "tau=2", *ENDLESS)
     joined = start(b, tmp_path, "join", "join", where(tmp_path))
     until(lambda: "training begins" in log(tmp_path), "training")
     pid = int(until(lambda: said(tmp_path, "join", r"worker 1 runs here, process (\d+)"), "worker 1")[1])

@@ -18,6 +18,7 @@ import pytest
 import torch
 from machines import Machine, Machines
 from test_distributed import (
+    ENDLESS,
     SMALL,
     center,
     ended,
@@ -151,8 +152,8 @@ def test_a_worker_that_comes_later_comes_to_all_masters_and_one_that_never_does_
 def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[int], Machines], tmp_path: Path) -> None:
     """One beside each of the masters; and the master of the first machine is followed by another, as everywhere."""
     a, b = machines(2).hosts
-    words = ["workers=2", "algo=easgd", "tau=2", "steps=1500"]
-    run = train(a, tmp_path, *words, "model=nets:Unhurried", "+model.gate=gate", "+model.at=500", *APART)
+    words = ["workers=2", "algo=easgd", "tau=2", "steps=300"]
+    run = train(a, tmp_path, *words, "model=nets:Unhurried", "+model.gate=gate", "+model.at=100", *APART)
     other = joined(b, tmp_path, "b")
     until(lambda: "training begins" in log(tmp_path), "training")
     own = until(lambda: re.search(r"INFO worker_00: process (\d+)", log(tmp_path)), "worker 0")
@@ -165,7 +166,7 @@ def test_workers_that_are_killed_come_back_to_all_masters(machines: Callable[[in
     (tmp_path / "gate").touch()
     assert (ended(run, tmp_path, "train"), ended(other, tmp_path, "b")) == (0, 0)
     told = summary(tmp_path)
-    assert set(told["steps"].values()) == {1500}
+    assert set(told["steps"].values()) == {300}
     assert told["restarts"] == {"worker_00": 1, "worker_01": 1, "master": 1}
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted((r["returned"], r["master"]) for r in rows if "returned" in r) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -175,7 +176,7 @@ def test_a_worker_that_loses_its_way_to_one_of_the_masters_comes_back_to_all_onc
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b, c = machines(3).hosts
-    words = ["workers=2", "algo=easgd", "tau=2", "model=nets:Unhurried", "minutes=10", "max_restarts=1000"]
+    words = ["workers=2", "algo=easgd", "tau=2", *ENDLESS, "max_restarts=1000"]
     run = train(a, tmp_path, *words, *APART, "launcher.silence=3")
     joined(b, tmp_path, "b", "workers=0")
     other = joined(c, tmp_path, "c", "masters=0")

@@ -16,10 +16,12 @@ import pytest
 import torch
 from machines import Machine, Machines
 from test_distributed import (
+    ENDLESS,
     SMALL,
     center,
     ended,
     log,
+    longer,
     machines,
     replayed,
     served,
@@ -35,7 +37,6 @@ from easgd_cli.__main__ import main
 __all__ = ["machines"]  # a fixture
 
 SUMS = "launcher.transport=collective"
-LASTING = ["model=nets:Unhurried", "+model.seconds=0.01"]
 
 
 def all_ended(directory: Path, run: subprocess.Popen[bytes], hosts: list[subprocess.Popen[bytes]]) -> None:
@@ -101,10 +102,10 @@ def test_whoever_is_killed_is_back_and_the_lead_may_be_another(
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b, c = machines(3).hosts
-    words = [SUMS, "workers=3", "algo=sync_eamsgd", "tau=2", "steps=1000"]
+    words = [SUMS, "workers=3", "algo=sync_eamsgd", "tau=2", "steps=500"]
     words += [
         "problem=nets:TakesItsTime",
-        "+problem.seconds=0.01",
+        "+problem.seconds=0.02",
         "+problem.dimension=1001",
         "eta=0.0003",
     ]  # which forgets nothing
@@ -117,7 +118,7 @@ def test_whoever_is_killed_is_back_and_the_lead_may_be_another(
     until(lambda: "worker 0 is back" in log(tmp_path), "the return of the lead")
     all_ended(tmp_path, run, hosts)
     told = summary(tmp_path)
-    assert set(told["steps"].values()) == {1000} and told["restarts"].keys() >= {"worker_00"}
+    assert set(told["steps"].values()) == {500} and told["restarts"].keys() >= {"worker_00"}
     assert told["lost"] == {}
     program = ["train", "replay=run", "hydra.run.dir=again"]
     assert ended(start(a, tmp_path, "again", *program), tmp_path, "again") == 0
@@ -129,7 +130,7 @@ def test_a_host_that_loses_its_power_is_left_out_and_its_worker_comes_back_on_an
 ) -> None:
     """Four machines, one of them a spare; then all of them, and nobody is left but the first."""
     a, b, c, d = machines(4).hosts
-    words = [SUMS, "workers=3", "algo=model_averaging", "tau=2", "minutes=10", "launcher.silence=3", *LASTING]
+    words = [SUMS, "workers=3", "algo=model_averaging", "tau=2", "launcher.silence=3", *ENDLESS]
     run = train(a, tmp_path, *words)
     joined(b, tmp_path, "b")
     joined(c, tmp_path, "c")
@@ -154,8 +155,8 @@ def test_a_cable_that_is_out_for_a_while_costs_that_while_and_one_that_stays_out
 ) -> None:
     of = machines(3)
     a, b, c = of.hosts
-    words = [SUMS, "workers=3", "algo=sync_easgd", "tau=2", "minutes=10", "launcher.silence=6", "max_restarts=0"]
-    run = train(a, tmp_path, *words, *LASTING)
+    words = [SUMS, "workers=3", "algo=sync_easgd", "tau=2", "launcher.silence=6", "max_restarts=0"]
+    run = train(a, tmp_path, *words, *ENDLESS)
     hosts = [joined(b, tmp_path, "b"), joined(c, tmp_path, "c")]
     until(lambda: served(tmp_path) > 30, "rounds")
     of.cut(1)
@@ -178,8 +179,8 @@ def test_interrupted_and_resumed_it_is_the_run_that_was_not_and_a_killed_master_
     machines: Callable[[int], Machines], tmp_path: Path
 ) -> None:
     a, b = machines(2).hosts
-    words = [SUMS, "workers=3", "algo=diloco", "tau=2", "steps=600", *LASTING]
-    run = train(a, tmp_path, *words, "checkpoint.every=20 steps")
+    words = [SUMS, "workers=3", "algo=diloco", "tau=2", "model=nets:Unhurried", "+model.seconds=0.01"]
+    run = train(a, tmp_path, *words, "steps=100000", "checkpoint.every=20 steps")
     host = joined(b, tmp_path, "b", "workers=2")
     until(lambda: "center at step 20:" in log(tmp_path), "twenty steps")
     os.kill(run.pid, signal.SIGINT)
@@ -190,10 +191,11 @@ def test_interrupted_and_resumed_it_is_the_run_that_was_not_and_a_killed_master_
     os.kill(int(re.findall(r" master: process (\d+)", log(tmp_path))[-1]), signal.SIGKILL)
     assert ended(run, tmp_path, "train") == 1 and ended(host, tmp_path, "b2") == 1
     assert "the master died (killed by SIGKILL)" in summary(tmp_path)["reason"]
-    run = start(a, tmp_path, "train", "train", "resume=run")
+    steps = longer(tmp_path)
+    run = start(a, tmp_path, "train", "train", "resume=run", steps)
     host = joined(b, tmp_path, "b3", "workers=2")
     assert (ended(run, tmp_path, "train"), ended(host, tmp_path, "b3")) == (0, 0)
-    assert_same(tmp_path / "run", local(a, tmp_path, *words))
+    assert_same(tmp_path / "run", local(a, tmp_path, *words, steps))
 
 
 @pytest.mark.parametrize(

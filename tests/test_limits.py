@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ SHORT = ("train", "steps=20", "threads=1", "eval.train_images=10")
 
 def easgd(*words: str, environment: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own. Nothing it says is a traceback."""
+    return python("-m", "easgd_cli", *words, environment=environment, **more)
+
+
+def python(*words: str, environment: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
     said = subprocess.run(
-        [sys.executable, "-m", "easgd_cli", *words],
+        [sys.executable, *words],
         env={**os.environ, **(environment or {})},
         **{
             "stdout": subprocess.PIPE,
@@ -76,28 +80,42 @@ def test_closed_streams_are_no_files_of_a_run(tmp_path: Path) -> None:
     assert all(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
+NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+ONE_AFTER_ANOTHER = """
+import sys
+from easgd_cli.__main__ import main
+from easgd_cli.system import streams
+streams.prepare()
+words = sys.argv[1:]
+while words:
+    end = words.index(";")
+    print("status", main(words[:end]), file=sys.stderr, flush=True)
+    del words[: end + 1]
+"""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in a directory with letters beyond ASCII, made where the locale does not know them."""
-    run = tmp_path_factory.mktemp("größe") / "ü→x"
-    said = easgd(*SHORT, f"hydra.run.dir={run}", environment=NO_UTF8)
-    assert said.returncode == 0, said.stderr
+    """A run in a directory with letters beyond ASCII, made and looked at where the locale does not know them."""
+    made = tmp_path_factory.mktemp("größe")
+    run = made / "ü→x"
+    commands = [
+        [*SHORT, f"hydra.run.dir={run}"], ["report", str(run), "--out", str(made / "ä")], ["eval", str(run)],
+        ["train", f"resume={run}", "steps=30"],
+    ]  # fmt: skip
+    words = [word for command in commands for word in (*command, ";")]
+    said = python("-c", ONE_AFTER_ANOTHER, *words, environment=NO_UTF8)
+    assert re.findall(r"^status (\d+)$", said.stderr, re.MULTILINE) == ["0"] * 4, said.stderr
     assert ascii("ü→x")[1:-1] in str(said.stdout)
+    assert f"{said.stdout}{said.stderr}".isascii()
     return run
 
 
-NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["report", "RUN", "--out", "OUT"], ["eval", "RUN"], ["train", "resume=RUN", "steps=30"], ["train", "tüa=1"]],
-)
-def test_a_locale_without_utf8_and_a_directory_beyond_ascii(words: list[str], finished: Path, tmp_path: Path) -> None:
-    words = [word.replace("RUN", str(finished)).replace("OUT", str(tmp_path / "ä")) for word in words]
-    said = easgd(*words, environment=NO_UTF8)
-    assert said.returncode == (2 if "tüa=1" in words else 0), said.stderr
-    assert f"{said.stdout}{said.stderr}".isascii()
+@pytest.mark.usefixtures("finished")
+def test_a_locale_without_utf8_and_a_directory_beyond_ascii() -> None:
+    """A run, its report, its measures and its going on, and a command by itself."""
+    said = easgd("train", "tüa=1", environment=NO_UTF8)
+    assert said.returncode == 2 and f"{said.stdout}{said.stderr}".isascii(), said.stderr
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:
@@ -128,19 +146,16 @@ def test_a_path_for_temporary_files_may_be_longer_than_a_sockets_and_nothing_sta
     assert list(temporary.iterdir()) == []
 
 
-def limited(number: int, most: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(number, (most, most))
-
-
 def test_too_few_files_are_counted_before_anything_is_made_and_as_many_as_are_asked_for_suffice(tmp_path: Path) -> None:
     words = [*SHORT, "workers=6", f"hydra.run.dir={tmp_path / 'run'}"]
-    said = easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 91))
+    said = easgd(*words, preexec_fn=Limited(resource.RLIMIT_NOFILE, 91))
     assert said.returncode == 2 and not (tmp_path / "run").exists()
     assert said.stderr == (
         "easgd: workers=6: the run opens up to 92 files, and this shell allows 91; allow more with ulimit -n 92, or "
         "use fewer workers.\n"
     )
-    assert easgd(*words, preexec_fn=limited(resource.RLIMIT_NOFILE, 92)).returncode == 0
+    cold = Limited(resource.RLIMIT_NOFILE, 92).__call__  # whose files are an interpreter's, and no fork's
+    assert easgd(*words, preexec_fn=cold).returncode == 0
 
 
 @pytest.mark.parametrize("blocks", [4, 64, 400])
@@ -174,12 +189,16 @@ def test_threads_of_a_user_are_those_of_its_processes(tmp_path: Path) -> None:
 def test_a_run_goes_on_when_the_working_directory_is_removed(tmp_path: Path) -> None:
     here, run = tmp_path / "here", tmp_path / "run"
     here.mkdir()
-    words = [sys.executable, "-m", "easgd_cli", "train", "workers=2", "threads=1", "steps=2000", f"hydra.run.dir={run}"]
-    words += ["model=mlp", "model.hidden=[24]"]
-    with subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    words = [sys.executable, "-m", "easgd_cli", "train", "workers=2", "threads=1", "steps=40", f"hydra.run.dir={run}"]
+    words += ["model=nets:Unhurried", f"+model.gate={tmp_path}/gate", "+model.at=20"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(
+        words, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         said = [next(line for line in process.stdout if "training begins" in line)]
         here.rmdir()
+        (tmp_path / "gate").touch()
         said += list(process.stdout)
     assert process.returncode == 0 and "Traceback" not in "".join(said)
     assert f"The run is in {run}" in said[-1]

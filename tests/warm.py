@@ -55,9 +55,12 @@ MODULES = (
 ROOMS = ("easgd_cli.algorithms", "easgd_cli.data", "easgd_cli.models", "easgd_cli.problems")
 COMPOSED: tuple[list[str], ...] = ([], ["problem=quadratic", "eta=0.1"], ["launcher=simulated", "hydra.run.dir=run"])
 COMMAND = "easgd_cli"
-LIKE_IT = (COMMAND, "script", "torch.distributed.run")  # `script`: a test's own, in its working directory
+TASK = "submitit.core._submit"  # a job of a sweep on SLURM
+# `script`: a test's own, in its working directory
+LIKE_IT = (COMMAND, "script", "torch.distributed.run", TASK, "pytest")
 CHILDREN = ("easgd_cli.sweeps.job_server", "easgd_cli.commands.sweep_job")
 SERVER = "from multiprocessing.forkserver import main; main("
+TRACKER = "from multiprocessing.resource_tracker import main;main("
 
 READ_AT_START = ("LC_", "LANG", "PYTHON", "OMP_", "MKL_", "ATEN_", "ONEDNN_", "CUDA_")
 
@@ -382,8 +385,22 @@ def _run(words: list[str]) -> int:
     return status
 
 
+def _tracker(path: Any, args: Any, passed: Any) -> int:
+    """In the place of multiprocessing's own in a command: its tracker is a copy of it, with these descriptors."""
+    code = os.fsdecode(args[-1])
+    if not code.startswith(TRACKER):
+        return _cold_server(path, args, passed)  # type: ignore[no-any-return]
+    if pid := os.fork():
+        return pid
+    for descriptor in set(map(int, os.listdir("/proc/self/fd"))) - {0, 1, 2, *passed}:
+        with suppress(OSError):  # by which they were listed
+            os.close(descriptor)
+    exec(code)
+    os._exit(0)
+
+
 def _main() -> None:
-    global _asks
+    global _asks, _pid
     asks = socket.socket(fileno=int(sys.argv[1]))
     asks.set_inheritable(False)
     for module in MODULES:
@@ -407,16 +424,18 @@ def _main() -> None:
     _become(request)
     sys.modules["warm"] = sys.modules["__main__"]
     words = request["words"][2:]
-    if words[0].startswith(SERVER):
-        exec(words[0], {"__name__": "__main__"})
-        os._exit(0)
-    if words[0] in LIKE_IT and {"-m", "--multirun"} & set(words):  # it will start others
+    if words[0] in (TASK, "pytest") or (words[0] in LIKE_IT and {"-m", "--multirun"} & set(words)):
+        # it will start others
         _asks, its = _pair()
         _at_start.update(_read(os.environ))
-        if not os.fork():
+        if not (_pid := os.fork()):
             words = _for_jobs(_asks, its)
         else:
             its.close()
+    if words[0].startswith(SERVER):
+        exec(words[0], {"__name__": "__main__"})
+        os._exit(0)
+    util.spawnv_passfds = _tracker  # type: ignore[attr-defined]
     if words[0] not in CHILDREN[:1]:
         # the processes of a run are forked from a copy of this one as it is now
         from easgd_cli.launcher.processes import fork_server
