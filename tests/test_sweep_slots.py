@@ -195,7 +195,10 @@ def test_two_sweeps_at_once_run_each_job_once(tmp_path: Path) -> None:
         for line in out.splitlines()
         if line.startswith("[") and not line.endswith("begun")
     ]
-    assert ends.count("completed") == 3 and set(ends) <= {"completed", "running elsewhere", "already done"}
+    # a sweep may replace a status that the other, which ran the job, has not read yet: that one then tells less
+    assert len(ends) == 6 and set(ends) <= {"completed", "running elsewhere", "already done"}
+    begun = [(root / "logs" / f"seed={seed}.log").read_text().count("training begins") for seed in range(3)]
+    assert begun == [1, 1, 1]
 
 
 def test_jobs_ended_from_outside_are_interrupted_and_the_sweep_has_not_ended(begin: Begin, tmp_path: Path) -> None:
