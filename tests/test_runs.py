@@ -638,8 +638,9 @@ def test_a_run_that_lost_a_worker_goes_on_without_a_step_back(tmp_path: Path) ->
     assert before.moment.clocks[3] < before.moment.step - 100
     last = rows(tmp_path, "center")[-1]
     assert stopped.summary["evaluated"] == {key: last[key] for key in ("seconds", "step", "exchanges")}
-    # what is shown is older than center.pt
-    assert last["exchanges"] < stopped.summary["exchanges"] == before.moment.exchanges
+    # what is shown is older than center.pt, if there was time for an exchange after it
+    assert last["exchanges"] < before.moment.exchanges or before.moment.step - last["step"] < s.tau
+    assert last["exchanges"] <= stopped.summary["exchanges"] == before.moment.exchanges
 
     again = disturbed(
         s,
