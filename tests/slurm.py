@@ -249,7 +249,7 @@ def daemon(state: Path, words: Sequence[str]) -> int:
         ends = None
         while batch.poll() is None:
             time.sleep(0.1)
-            if ends is None and (own / "requeue").exists():
+            if ends is None and (own / "requeue").exists() and ended(int((own / "requeue").read_text())):
                 ends = time.monotonic() + KILL_WAIT
                 of_tasks(own, signal.SIGTERM)
             elif ends is not None and time.monotonic() > ends:
@@ -259,6 +259,15 @@ def daemon(state: Path, words: Sequence[str]) -> int:
             return 0
         (own / "requeue").unlink()
         restarts += 1
+
+
+def ended(pid: int) -> bool:
+    """Whether that process is gone: scontrol, which a task may have called, ends before the job's processes do."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def of_tasks(own: Path, number: int) -> None:
@@ -283,7 +292,9 @@ def sacct(state: Path, words: Sequence[str]) -> int:
 def scontrol(state: Path, words: Sequence[str]) -> int:
     what, job = words
     assert what == "requeue"
-    (job_of(state, job) / "requeue").touch()
+    own = job_of(state, job)
+    (own / "asks").write_text(str(os.getpid()))
+    (own / "asks").rename(own / "requeue")
     return 0
 
 
