@@ -62,6 +62,24 @@ def pytest_configure(config: pytest.Config) -> None:
     composed_once.begin()
 
 
+# Files of real runs that are killed, on several machines, or in many processes: a third of the suite's time.
+SLOW = {
+    f"test_{name}.py"
+    for name in (
+        "chaos", "collective", "distributed", "far_masters", "far_sums", "killed_at_any_write", "late_device", "limits",
+        "masters", "peers", "recovery", "slurm",
+    )
+}  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of those files, which `scripts/test -m "not slow"` leaves out."""
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")
+
+
 MACHINES = ("test_distributed.py", "test_far_masters.py", "test_slurm.py")
 
 
