@@ -114,6 +114,7 @@ class Returning:
                     gathering.join(worker)
             if serving.ledger is not None:
                 serving.ledger.forget(worker)
-            serving.reply(request, t=back)
             missed = back - died
+            # first, so that a master that dies now leaves no worker that is back of which the record says nothing
             self._tell({"worker": worker, "t": back, "lost": max(0, lost), "missed": max(0, missed)})
+            serving.reply(request, t=back)
