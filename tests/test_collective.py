@@ -358,7 +358,7 @@ def test_a_round_that_is_given_back_has_not_happened() -> None:
 
 
 @FAR
-@pytest.mark.parametrize("seed", range(int(os.environ.get("EASGD_TRIES", "4"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("EASGD_TRIES", "6"))))
 def test_whoever_dies_at_whatever_moment_no_replica_is_another(seed: int, far: Collection[int]) -> None:
     """Two of four, at random moments in the middle of their rounds."""
     draw = random.Random(seed)

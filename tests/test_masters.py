@@ -417,7 +417,7 @@ def test_a_virtual_run_interrupted_in_mid_step_goes_on_bit_for_bit(
 ) -> None:
     s = settings(algo, workers=3, steps=20, masters=3, average=MOVING, eval=Eval(every="10 steps", train_images=50))
     virtual(s, tmp_path / "whole", **UNEVEN)
-    for events in (1, 40, 41, 90):
+    for events in (1, 9, 40, 41, 42, 43, 90):
         stopped_after(events, monkeypatch)
         assert virtual(s, tmp_path / "parts", resume=events > 1, **UNEVEN).status == "interrupted"
     monkeypatch.undo()

@@ -71,7 +71,8 @@ class ByHand:
         return torch.stack(self.x).mean(0)
 
 
-@pytest.mark.parametrize(("local", "clip"), [("own", None), ("own", 0.5), ("momentum", 0.5), ("nesterov", None)])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("local", ["own", "momentum", "nesterov"])
 def test_ddp_is_the_optimizer_on_the_mean_of_all_gradients(local: str, clip: float | None, tmp_path: Path) -> None:
     step = {"own": None, "momentum": "Momentum", "nesterov": "Nesterov"}[local]
     target = None if step is None else f"easgd_cli.algorithms.local:{step}"
@@ -167,7 +168,8 @@ def test_a_longer_run_is_that_which_was_long_from_the_start(launcher: dict[str, 
     same_center(tmp_path / "whole", tmp_path / "shorter")
 
 
-@pytest.mark.parametrize(("number", "launcher"), [(0, DDP), (2, POST_LOCAL)], ids=["0-ddp", "2-post_local_sgd"])
+@pytest.mark.parametrize("launcher", [DDP, POST_LOCAL], ids=["ddp", "post_local_sgd"])
+@pytest.mark.parametrize("number", [0, 2])
 def test_a_worker_that_is_killed_ends_the_run_by_its_name(
     number: int, launcher: dict[str, Any], tmp_path: Path
 ) -> None:

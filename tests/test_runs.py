@@ -717,10 +717,13 @@ def test_a_stopped_worker_does_not_stop_the_others(tmp_path: Path) -> None:
     assert (outcome.status, outcome.summary["lost"]) == ("interrupted", {})
 
 
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_from_it(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     s = unhurried("eamsgd")
-    outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), signal.SIGINT), training)
-    assert (outcome.status, outcome.exit_code) == ("interrupted", 130)
+    outcome = disturbed(s, tmp_path, lambda _: os.kill(os.getpid(), number), training)
+    assert (outcome.status, outcome.exit_code) == ("interrupted", code)
     told = [rows(tmp_path, f"worker_{i:02d}")[-1] for i in range(4)]
     parts = ("compute", "data", "communication", "other")
     # also of the steps since
@@ -1006,7 +1009,7 @@ def test_who_is_stopped_is_named_and_an_interrupted_run_wakes_it_and_keeps_every
     assert log.count(" has said nothing for ") == 1, "nobody else is blamed"
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_what_a_lost_terminal_or_a_scheduler_sends_ends_a_run_with_a_checkpoint(
     number: signal.Signals, tmp_path: Path
 ) -> None:

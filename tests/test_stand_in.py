@@ -326,7 +326,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @given(st.integers(0, len(MAY_SAY) - 1), changes)
-@examples(500)
+@examples(1500)
 def test_whatever_a_host_says_is_refused_or_is_nothing_that_its_launcher_cannot_take(
     launcher: Any, number: int, changes: Any
 ) -> None:
