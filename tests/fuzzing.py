@@ -186,14 +186,15 @@ class Guard:
         too long.
         """
         self._inside, self._wrong = tuple(os.path.realpath(path) for path in (*inside, "/dev/null", "/dev/shm")), []
-        before = signal.signal(signal.SIGVTALRM, _too_long)
+        before, kept = signal.signal(signal.SIGVTALRM, _too_long), sys.dont_write_bytecode
+        sys.dont_write_bytecode = True  # which Python writes where it imports one of our modules for the first time
         signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.signal(signal.SIGVTALRM, before)
-            self._inside = None
+            self._inside, sys.dont_write_bytecode = None, kept
         assert not self._wrong, self._wrong
         assert STRANGER not in sys.modules
 
